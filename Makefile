@@ -1,0 +1,57 @@
+# Verbs only. Each does everything it needs from a bare clone: Python 3.11 to 3.13, git and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# what `make run` runs: a recipe of book/recipes, and what to change in it
+DATASET ?= glyphs
+LOSS ?= multi_similarity
+MIX ?= feature
+SEED ?= 0
+SET ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lab run results bench sync lint lock clean
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 10
+
+book: .venv/.installed ## make the missing smoke-size runs, then render the book
+	$(BIN)/python -m dml.runs smoke
+	$(BIN)/jupyter-book build book -W -n --keep-going
+	@echo "To read it with search: $(BIN)/python -m http.server -d _build/html"
+
+test: .venv/.installed ## run the tests
+	$(BIN)/python -m pytest
+
+lab: .venv/.installed ## open the notebooks in JupyterLab, paired with their scripts
+	$(BIN)/jupyter lab --notebook-dir=book
+
+run: .venv/.installed ## one run: DATASET=glyphs LOSS=multi_similarity MIX=feature SEED=0 SET="epochs=20"
+	$(BIN)/python -m dml.runs run --recipe $(DATASET) --set loss=$(LOSS) mix=$(MIX) seed=$(SEED) $(SET)
+
+results: .venv/.installed ## make every table anew from the records in results/
+	$(BIN)/python -m dml.runs tables
+
+bench: .venv/.installed ## measure what the losses and mixing cost
+	$(BIN)/python -m benchmarks
+
+sync: .venv/.installed ## derive book/*.ipynb, without outputs, from book/*.py
+	$(BIN)/jupytext --quiet --update --to ipynb book/[0-9]*.py
+	$(BIN)/jupyter nbconvert --log-level=WARN --clear-output --inplace book/[0-9]*.ipynb
+
+lint: .venv/.installed ## check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+lock: .venv/.installed ## pin the whole tree anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra book --extra test --extra cluster --universal --upgrade \
+	  --python-version 3.11 --no-emit-index-url --no-annotate --no-header -o requirements.txt
+
+clean: ## remove what was rendered, not the runs and not the environment
+	rm -rf _build .pytest_cache .ruff_cache
+
+.venv/.installed: pyproject.toml requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv==0.13.8
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c requirements.txt -e ".[book,test]"
+	touch $@

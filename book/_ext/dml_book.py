@@ -1,0 +1,66 @@
+"""What the build of this book needs beyond Jupyter Book 1.
+
+1. Jupyter Book executes a chapter again when the chapter's code changes, and only then. Here a
+   chapter also depends on the module, the recipes and the results, so their hash is part of the
+   place where executed chapters are kept: change any of them and every chapter is executed again.
+2. Interactive figures load plotly from the book itself, so that the pages need no network.
+3. Sphinx 7.4 adds some scripts to a page twice, which is an error in the browser.
+"""
+
+import hashlib
+import shutil
+from importlib import resources
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+INPUTS = (
+    "dml/**/*.py",
+    "book/recipes/*.yaml",
+    "results/**/*.json",
+    "results/**/*.csv",
+    "requirements.txt",
+)
+
+
+def inputs_hash(root: Path = ROOT) -> str:
+    """Hash of the names and contents of everything that an executed chapter may depend on."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in INPUTS for path in root.glob(pattern)}):
+        digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def keep_executed_chapters_by_inputs(app, config):
+    """Sphinx reads every page again when this setting changes, and finds an empty cache."""
+    cache = Path(app.outdir).parent / ".jupyter_cache"
+    config.nb_execution_cache_path = str(cache / inputs_hash())
+    for old in cache.glob("*"):
+        if old != Path(config.nb_execution_cache_path):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def read_forced_pages_again(app, env, added, changed, removed):
+    """A page that asks to be executed by every build (`execution_mode: force`) is."""
+    pages = env.found_docs - added - changed
+    return [p for p in pages if env.nb_metadata[p].get("exec_data", {}).get("method") == "force"]
+
+
+def bring_plotly(app, error):
+    if error is None and app.builder.format == "html":
+        plotly = resources.files("plotly") / "package_data" / "plotly.min.js"
+        with resources.as_file(plotly) as path:
+            shutil.copy2(path, Path(app.outdir) / "_static")
+
+
+def drop_repeated_scripts(app, pagename, templatename, context, doctree):
+    scripts = {(s.filename, *sorted(s.attributes.items())): s for s in context["script_files"]}
+    context["script_files"] = list(scripts.values())
+
+
+def setup(app):
+    app.connect("config-inited", keep_executed_chapters_by_inputs)
+    app.connect("env-get-outdated", read_forced_pages_again)
+    app.connect("html-page-context", drop_repeated_scripts, priority=900)
+    app.connect("build-finished", bring_plotly)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

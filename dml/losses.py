@@ -156,11 +156,20 @@ class GenericLoss(BaseMetricLossFunction):
         _one_of("denominator", denominator, ("negatives", "all"))
         _one_of("reduction", reduction, REDUCTIONS)
         if anchor == candidate == "proxy":
-            raise ValueError("anchor and candidate are both 'proxy': no example would be compared with anything")
-        if reduction in ("pairs", "nonzero_pairs") and not sigma_pos is sigma_neg is tau is identity:
-            raise ValueError(f"reduction={reduction!r} needs sigma and tau to be the identity: pairs are averaged")
+            raise ValueError(
+                "anchor and candidate are both 'proxy': no example would be compared with anything"
+            )
+        if (
+            reduction in ("pairs", "nonzero_pairs")
+            and not sigma_pos is sigma_neg is tau is identity
+        ):
+            raise ValueError(
+                f"reduction={reduction!r} needs sigma and tau to be the identity: pairs are averaged"
+            )
         if reduction == "proxies" and tau is not identity:
-            raise ValueError("reduction='proxies' averages the two parts apart: tau must be the identity")
+            raise ValueError(
+                "reduction='proxies' averages the two parts apart: tau must be the identity"
+            )
         self.rho_pos, self.rho_neg = rho_pos, rho_neg
         self.sigma_pos, self.sigma_neg, self.tau = sigma_pos, sigma_neg, tau
         self.anchor, self.candidate = anchor, candidate
@@ -169,11 +178,15 @@ class GenericLoss(BaseMetricLossFunction):
             if num_classes is None or embedding_size is None:
                 raise ValueError("a loss with proxies needs num_classes and embedding_size")
             self.proxies = torch.nn.Parameter(torch.empty(num_classes, embedding_size))
-            torch.nn.init.kaiming_normal_(self.proxies, mode="fan_out")  # as Proxy Anchor's authors do
+            torch.nn.init.kaiming_normal_(
+                self.proxies, mode="fan_out"
+            )  # as Proxy Anchor's authors do
 
     # -- eq-generic, from the inside out ------------------------------------------------------------------------------
 
-    def parts(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The two sides sigma+(...), sigma-(...) of eq-generic for weights y and 1 - y, (A, N) each -> (A,), (A,)."""
         if self.denominator == "all":
             negative = negative + positive
@@ -222,7 +235,9 @@ class GenericLoss(BaseMetricLossFunction):
     ) -> Comparison:
         """Who is compared with whom: unit anchors and candidates, their similarities, labels and mask."""
         if ref_emb is not None and "proxy" in (self.anchor, self.candidate):
-            raise ValueError("ref_emb: this loss compares examples with proxies, a memory of examples has no place in it")
+            raise ValueError(
+                "ref_emb: this loss compares examples with proxies, a memory of examples has no place in it"
+            )
         examples = F.normalize(as_float(embeddings), dim=1)  # (B, D)
         anchors, anchor_labels = candidates, candidate_labels = examples, labels
         if hasattr(self, "proxies"):
@@ -246,7 +261,9 @@ class GenericLoss(BaseMetricLossFunction):
         proxies = F.normalize(self.proxies.to(examples.dtype), dim=1)  # (C, D)
         return proxies, torch.arange(len(proxies), device=labels.device)
 
-    def forward(self, embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None) -> Tensor:
+    def forward(
+        self, embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None
+    ) -> Tensor:
         """The clean loss of a batch, a scalar (eq-generic, reduced).
 
         Args:
@@ -256,11 +273,12 @@ class GenericLoss(BaseMetricLossFunction):
             ref_emb, ref_labels: candidates other than the batch itself, (N, D) and (N,).
 
         Raises:
-            ValueError: labels of another length, embeddings that are not finite or not a matrix.
+            ValueError: labels of another length or without a proxy, embeddings that are not finite or not a matrix.
         """
         check_batch(embeddings, labels, ref_emb, ref_labels)
-        check_finite(embeddings)
-        with torch.autocast(embeddings.device.type, enabled=False):
+        if not sound(self, embeddings, labels):
+            refuse(self, embeddings, labels)
+        with full_precision(embeddings):
             labels, ref_labels = on_device(labels, embeddings), on_device(ref_labels, embeddings)
             pairs = self.compare(embeddings, labels, indices_tuple, ref_emb, ref_labels)
             return self.reduce(pairs.similarity, pairs.label, pairs.mask, pairs.present)
@@ -278,10 +296,14 @@ class Comparison:
     where the candidate is the anchor itself) are (A, N); present (A,) are the anchors with any candidate.
     """
 
-    def __init__(self, anchors: Tensor, anchor_labels: Tensor, candidates: Tensor, candidate_labels: Tensor):
+    def __init__(
+        self, anchors: Tensor, anchor_labels: Tensor, candidates: Tensor, candidate_labels: Tensor
+    ):
         self.anchors, self.candidates = anchors, candidates
         self.among_themselves = anchors is candidates
-        self.similarity = Gram.apply(anchors) if self.among_themselves else anchors @ candidates.T  # (A, N)
+        self.similarity = (
+            Gram.apply(anchors) if self.among_themselves else anchors @ candidates.T
+        )  # (A, N)
         self.label = anchor_labels[:, None] == candidate_labels[None]  # (A, N) bool
         self.mask = torch.ones_like(self.label)
         if self.among_themselves:
@@ -324,6 +346,11 @@ def as_float(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """The context in which a loss is computed: autocast off on the device of x."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def on_device(labels: Tensor | None, embeddings: Tensor) -> Tensor | None:
     """Labels where the embeddings are."""
     return labels if labels is None else labels.to(embeddings.device)
@@ -342,13 +369,32 @@ def check_batch(embeddings: Tensor, labels: Tensor, ref_emb=None, ref_labels=Non
             raise ValueError(f"{name} has {len(x)} rows, its labels have shape {tuple(y.shape)}")
 
 
-def check_finite(embeddings: Tensor) -> None:
-    """Refuse embeddings with NaN or infinity, naming the first such row. One look at the device: the sum tells."""
-    if not embeddings.detach().sum(dtype=torch.promote_types(embeddings.dtype, torch.float32)).isfinite():
-        bad = ~embeddings.isfinite().all(1)
-        if bad.any():
+def sound(loss: GenericLoss, embeddings: Tensor, labels: Tensor) -> Tensor:
+    """Whether the numbers of a batch are usable, a 0-d bool still on the device: looking at it waits for the device."""
+    # a sum is finite only if all its terms are, and is cheaper than a mask of them
+    fine = (
+        embeddings.detach()
+        .sum(dtype=torch.promote_types(embeddings.dtype, torch.float32))
+        .isfinite()
+    )
+    if hasattr(loss, "proxies"):
+        lowest, highest = labels.aminmax()
+        fine = fine & (lowest >= 0) & (highest < len(loss.proxies))
+    return fine
+
+
+def refuse(loss: GenericLoss, embeddings: Tensor, labels: Tensor) -> None:
+    """Say what is wrong with a batch that is not `sound`."""
+    bad = ~embeddings.isfinite().all(1)
+    if bad.any():
+        raise ValueError(
+            f"embeddings are not finite: row {int(bad.nonzero()[0])}, {int(bad.sum())} rows in all"
+        )
+    if hasattr(loss, "proxies"):
+        wrong = labels[(labels < 0) | (labels >= len(loss.proxies))]
+        if len(wrong):
             raise ValueError(
-                f"embeddings are not finite: row {int(bad.nonzero()[0])}, {int(bad.sum())} rows in all"
+                f"label {int(wrong[0])} has no proxy: classes are 0 to {len(loss.proxies) - 1}"
             )
 
 
@@ -360,7 +406,9 @@ def _one_of(name: str, value: str, valid) -> None:
 # -- The losses of Metrix's Table 1 (REF: book/02_generic_loss), each one statement -----------------------------------
 
 
-def contrastive(margin: float = 0.5, *, distance: bool = False, reduction: str = "anchors") -> GenericLoss:
+def contrastive(
+    margin: float = 0.5, *, distance: bool = False, reduction: str = "anchors"
+) -> GenericLoss:
     """Contrastive loss (Hadsell et al., CVPR 2006): rho+ = -s, rho- = [s - m]+. Anchors and candidates are examples.
 
     `distance=True` is the form that Metrix's released code computes: with d = ||a - x|| = sqrt(2 - 2 s) of unit vectors,
@@ -395,7 +443,11 @@ def multi_similarity(
     """Multi-similarity (Wang et al., CVPR 2019): log(1 + sum+ e^(-beta (s - m))) / beta + log(1 + sum- e^(gamma (s - m)))
     / gamma, all examples; the defaults are Metrix's."""
     return GenericLoss(
-        Exp(-beta, margin), Exp(gamma, margin), Log(1 / beta, 1), Log(1 / gamma, 1), reduction=reduction
+        Exp(-beta, margin),
+        Exp(gamma, margin),
+        Log(1 / beta, 1),
+        Log(1 / gamma, 1),
+        reduction=reduction,
     )
 
 

@@ -17,7 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dml.losses import Comparison, GenericLoss, Gram, as_float, check_batch, check_finite, on_device
+from dml.losses import (
+    Comparison,
+    GenericLoss,
+    Gram,
+    as_float,
+    check_batch,
+    full_precision,
+    on_device,
+    refuse,
+    sound,
+)
 
 PAIRS = ("positive-negative", "anchor-negative", "positive-positive", "negative-negative")
 
@@ -99,7 +109,10 @@ class Metrix(nn.Module):
                 raise ValueError(f"{name} must be positive, not {value}")
         if weight < 0:
             raise ValueError(f"weight must not be negative, not {weight}")
-        for name, value, valid in (("draw", draw, ("one", "all")), ("lam_per", lam_per, ("batch", "pair"))):
+        for name, value, valid in (
+            ("draw", draw, ("one", "all")),
+            ("lam_per", lam_per, ("batch", "pair")),
+        ):
             if value not in valid:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(valid)}")
         self.loss, self.hardest, self.positives = loss, hardest, positives
@@ -131,21 +144,26 @@ class Metrix(nn.Module):
             ValueError: as `GenericLoss.forward`; an unknown kind of pair; lam outside [0, 1].
         """
         check_batch(embeddings, labels, ref_emb, ref_labels)
-        check_finite(embeddings)
         if mix is not None and ref_emb is not None:
             raise ValueError("mix= mixes examples of the batch: it does not go with ref_emb")
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with full_precision(embeddings):
             labels, ref_labels = on_device(labels, embeddings), on_device(ref_labels, embeddings)
+            fine = sound(self.loss, embeddings, labels)
             clean = self.loss.compare(embeddings, labels, indices_tuple, ref_emb, ref_labels)
             total = self.loss.reduce(clean.similarity, clean.label, clean.mask, clean.present)
-            if self.weight == 0:
-                return total
             kinds = self._draw_kinds() if pairs is None else _kinds(pairs)
             lam = self._draw_lam(clean) if lam is None else _check_lam(lam)
-        if mix is not None and self.loss.candidate == "proxy":
-            mixed = self._mixed_anchors(clean, embeddings, labels, kinds, mix, lam)
+        instead = mix is not None and self.loss.candidate == "proxy"
+        compared = Comparison(clean.anchors, labels, clean.anchors, labels) if instead else clean
+        parents = self._parents(compared, kinds, fine)
+        if parents is None:
+            refuse(self.loss, embeddings, labels)
+            return total  # finite numbers whose sum is not
+        rows, families = parents
+        if instead:
+            mixed = self._mixed_anchors(clean, rows, families, mix, lam)
         else:
-            mixed = self._mixed_candidates(clean, kinds, mix, lam)
+            mixed = self._mixed_candidates(clean, rows, families, mix, lam)
         return total + self.weight * mixed
 
     # -- what is random -----------------------------------------------------------------------------------------------
@@ -164,29 +182,37 @@ class Metrix(nn.Module):
 
     # -- M(a): who is mixed with whom ---------------------------------------------------------------------------------
 
-    def _parents(self, clean: Comparison, kinds: Sequence[str]) -> tuple[Tensor, list[Parents]]:
-        """The anchors that have parents of any drawn kind, (A',), and their mixed candidates by kind, for these anchors.
+    def _parents(
+        self, pairs: Comparison, kinds: Sequence[str], fine: Tensor
+    ) -> tuple[Tensor, list[Parents]] | None:
+        """The anchors that may have parents of the drawn kinds, (A',), and their mixed candidates, a family a kind.
 
-        The one look at the device of a step is here: how many positives an anchor has.
+        The one look at the device of a step is here: how many positives each anchor has, and whether the batch is `fine`
+        (None if it is not).
         """
         with torch.no_grad():
-            positive = clean.label & clean.mask
-            negative = clean.mask & ~clean.label
-            counts = positive.sum(1).cpu()
-            rows = torch.arange(len(counts))
+            positive = pairs.label & pairs.mask
+            negative = pairs.mask & ~pairs.label
+            *counts, fine = torch.cat([positive.sum(1), fine[None]]).tolist()
+            if not fine:
+                return None
+            rows = range(len(counts))
             if not any(kind.startswith(("anchor", "negative")) for kind in kinds):
-                rows = counts.nonzero()[:, 0]  # the others have no positive parent to give
-            rows = rows.to(positive.device)
-            similarity = clean.similarity.detach()
+                rows = [
+                    row for row, count in enumerate(counts) if count
+                ]  # the others have no positive to give
+            rows = torch.tensor(rows, dtype=torch.long, device=positive.device)
+            similarity = pairs.similarity.detach()
             if len(rows) < len(counts):
                 positive, negative, similarity = positive[rows], negative[rows], similarity[rows]
-            n = similarity.shape[1]
-            most = int(counts.max()) if counts.numel() else 0
-            p, p_mask = self._positives(positive, most)
-            k = n if self.hardest is None else min(self.hardest, n)
+            p, p_mask = self._positives(positive, max(counts, default=0))
+            k = (
+                similarity.shape[1]
+                if self.hardest is None
+                else min(self.hardest, similarity.shape[1])
+            )
             hard, q = similarity.masked_fill(~negative, -torch.inf).topk(k, dim=1)  # (A', k)
-            q_mask = hard > -torch.inf
-            return rows, [_BUILD[kind](p, p_mask, q, q_mask) for kind in kinds]
+            return rows, [_BUILD[kind](p, p_mask, q, hard > -torch.inf) for kind in kinds]
 
     def _positives(self, positive: Tensor, most: int) -> tuple[Tensor, Tensor]:
         """The positives of each anchor, first to last, in `most` columns: positions and mask, (A', P)."""
@@ -204,22 +230,27 @@ class Metrix(nn.Module):
 
     # -- l~ -----------------------------------------------------------------------------------------------------------
 
-    def _mixed_candidates(self, clean: Comparison, kinds, mix: Mix | None, lam) -> Tensor:
+    def _mixed_candidates(
+        self, clean: Comparison, rows: Tensor, families, mix: Mix | None, lam
+    ) -> Tensor:
         """mean_a l~(a), eq-mixed, with mixed candidates."""
-        rows, families = self._parents(clean, kinds)
         similarity, label = [], []
         for family in families:
-            on_proxy = family.i is None and self.loss.anchor == "proxy"  # a proxy is an embedding, it has no image
+            on_proxy = (
+                family.i is None and self.loss.anchor == "proxy"
+            )  # a proxy is an embedding, it has no image
             lam_ = _of_pairs(lam, rows, family)
             if mix is None or on_proxy:
-                s = self._from_gram(clean, rows, family, lam_)
+                with full_precision(rows):
+                    s = self._from_gram(clean, rows, family, lam_)
             else:
                 s = self._from_mix(clean, rows, family, lam, mix)
             similarity.append(s)
             y = lam_ * family.label_i + (1 - lam_) * family.label_j
             label.append(torch.as_tensor(y, dtype=s.dtype, device=s.device).expand_as(s))
         mask = torch.cat([family.mask for family in families], dim=1)
-        return self.loss.reduce(torch.cat(similarity, 1), torch.cat(label, 1), mask)
+        with full_precision(mask):
+            return self.loss.reduce(torch.cat(similarity, 1), torch.cat(label, 1), mask)
 
     def _from_gram(self, clean: Comparison, rows: Tensor, family: Parents, lam) -> Tensor:
         """s(a, v) of mixed embeddings from the similarities that the clean loss has, (A', M); eq-gram."""
@@ -239,38 +270,32 @@ class Metrix(nn.Module):
             return clean.similarity.new_zeros(family.j.shape) * clean.similarity.sum()
         i, j = key // size, key % size
         mixed = mix(i, j, lam if isinstance(lam, float) else lam[i, j])
-        with torch.autocast(mixed.device.type, enabled=False):
+        with full_precision(mixed):
             mixed = F.normalize(as_float(mixed), dim=1).to(clean.anchors.dtype)
             s = clean.anchors[rows] @ mixed.T  # (A', U)
             index = torch.zeros_like(family.j).masked_scatter(family.mask, where)
             return s.gather(1, index)
 
-    def _mixed_anchors(self, clean: Comparison, embeddings, labels, kinds, mix: Mix, lam) -> Tensor:
+    def _mixed_anchors(self, clean: Comparison, rows: Tensor, families, mix: Mix, lam) -> Tensor:
         """mean l~ for proxies as candidates and mixing in another space: a proxy has no image, so the example is mixed.
 
-        The example with label lam for its first parent's proxy and 1 - lam for its second's takes the anchor's place;
-        s(a, v) is symmetric. Two negatives of an anchor say nothing of its own proxy and are left out.
+        Parents are those of `families` among the examples. The mixed example takes the anchor's place, its label to the
+        proxies mixed from its parents'; s(a, v) is symmetric.
         """
-        examples = Comparison(clean.anchors, labels, clean.anchors, labels)
-        kinds = [kind for kind in kinds if kind != "negative-negative"]
-        if not kinds:
-            raise ValueError("negative-negative pairs mix proxies: with proxies as candidates only embeddings can")
-        rows, families = self._parents(examples, kinds)
-        pairs = []
-        for family in families:
-            i = rows[:, None].expand_as(family.j) if family.i is None else family.i
-            pairs.append((i * len(labels) + family.j)[family.mask])
-        key = torch.cat(pairs).unique()
+        size = len(clean.anchors)
+        first = [rows[:, None].expand_as(f.j) if f.i is None else f.i for f in families]
+        key = torch.cat(
+            [(i * size + f.j)[f.mask] for i, f in zip(first, families, strict=True)]
+        ).unique()
         if not len(key):
             return clean.similarity.sum() * 0.0
-        i, j = key // len(labels), key % len(labels)
-        lam_ = lam if isinstance(lam, float) else lam[i, j]
-        mixed = mix(i, j, lam_)
-        with torch.autocast(mixed.device.type, enabled=False):
+        i, j = key // size, key % size
+        lam = lam if isinstance(lam, float) else lam[i, j]
+        mixed = mix(i, j, lam)
+        with full_precision(mixed):
             mixed = F.normalize(as_float(mixed), dim=1).to(clean.candidates.dtype)
             similarity = mixed @ clean.candidates.T  # (U, C)
-            one_hot = clean.label.to(similarity.dtype)  # (B, C)
-            label = interpolate(one_hot, i, j, lam_)
+            label = interpolate(clean.label.to(similarity.dtype), i, j, lam)
             return self.loss.reduce(similarity, label, torch.ones_like(label, dtype=torch.bool))
 
 
@@ -303,15 +328,23 @@ def _negative_negative(p, p_mask, q, q_mask) -> Parents:
 
 
 _BUILD = dict(
-    zip(PAIRS, (_positive_negative, _anchor_negative, _positive_positive, _negative_negative), strict=True)
+    zip(
+        PAIRS,
+        (_positive_negative, _anchor_negative, _positive_positive, _negative_negative),
+        strict=True,
+    )
 )
 
 
 def _between_parents(clean: Comparison, family: Parents) -> Tensor:
     """s(x_i, x_j) of the parents, (A', M): from the Gram matrix where there is one or it is cheap, else pair by pair."""
     x, n = clean.candidates, len(clean.candidates)
-    gathered = family.i.numel() if family.grid is None else sum(index.numel() for index in family.grid)
-    if clean.among_themselves or n * n <= 64 * gathered:  # a product's entry costs about 1/64 of a gathered vector
+    gathered = (
+        family.i.numel() if family.grid is None else sum(index.numel() for index in family.grid)
+    )
+    if (
+        clean.among_themselves or n * n <= 64 * gathered
+    ):  # a product's entry costs about 1/64 of a gathered vector
         gram = clean.similarity if clean.among_themselves else Gram.apply(x)
         return gram.reshape(-1).gather(0, (family.i * n + family.j).reshape(-1)).view_as(family.i)
     if family.grid is not None:
@@ -331,7 +364,9 @@ def _kinds(pairs: str | Sequence[str]) -> tuple[str, ...]:
     pairs = (pairs,) if isinstance(pairs, str) else tuple(pairs)
     unknown = [kind for kind in pairs if kind not in PAIRS]
     if unknown or not pairs:
-        raise ValueError(f"pairs: {', '.join(map(repr, unknown)) or 'none given'}; valid are {', '.join(PAIRS)}")
+        raise ValueError(
+            f"pairs: {', '.join(map(repr, unknown)) or 'none given'}; valid are {', '.join(PAIRS)}"
+        )
     return pairs
 
 

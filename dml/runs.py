@@ -1,0 +1,284 @@
+"""Runs and their records: the only file that knows the folder results/ (book/05_results, book/99_provenance).
+
+A run is one notebook, book/04_training, executed by papermill with a recipe of parameters. It leaves, in
+results/runs/<id>/, `record.json` and the executed notebook; while it runs, a checkpoint that git ignores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from dml import train
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+RECIPES = BOOK / "recipes"
+TRAINING = BOOK / "04_training.ipynb"
+PACKAGES = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy", "scikit-learn")
+KEYS = {"id", "config", "metrics", "history", "seconds", "device", "versions", "commit"}
+
+# The smoke-size runs that `make book` makes where they are missing: the baseline and Metrix in two spaces, three seeds.
+SMOKE = [
+    ("glyphs-smoke", {"mix": mix, "seed": seed})
+    for seed in range(3)
+    for mix in ("none", "embed", "feature")
+]
+
+
+def results() -> Path:
+    """The results folder: results/ of the project, or the environment's DML_RESULTS (as the tests set it)."""
+    return Path(os.environ.get("DML_RESULTS", ROOT / "results"))
+
+
+def folder(run_id: str) -> Path:
+    """Where a run leaves everything."""
+    return results() / "runs" / run_id
+
+
+def checkpoint(run_id: str) -> Path:
+    """The state that a stopped run continues from."""
+    return folder(run_id) / "checkpoint.pt"
+
+
+# -- Records -----------------------------------------------------------------------------------------------------------
+
+
+def write(config: train.Config, outcome: dict) -> dict:
+    """Write the record of a finished run, whole or not at all, and drop its checkpoint.
+
+    Args:
+        config: the run's configuration.
+        outcome: what `train.fit` returned of it.
+    """
+    record = {
+        "id": config.id,
+        "config": dataclasses.asdict(config),
+        **outcome,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "commit": _commit(),
+    }
+    path = folder(config.id) / "record.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w") as file:
+        json.dump(record, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    checkpoint(config.id).unlink(missing_ok=True)
+    return read(path)
+
+
+def read(path: Path) -> dict:
+    """One record.
+
+    Raises:
+        ValueError: a file that is not a whole record, by name.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not a whole record ({error}): remove it and run again"
+        ) from None
+    missing = KEYS - record.keys() if isinstance(record, dict) else KEYS
+    if missing:
+        raise ValueError(f"{path} is not a whole record: it lacks {', '.join(sorted(missing))}")
+    return record
+
+
+def finished(config: train.Config) -> dict | None:
+    """The record of this very run, or None where it has not been made.
+
+    Raises:
+        ValueError: a record of this name made with other settings, which it names.
+    """
+    path = folder(config.id) / "record.json"
+    if not path.exists():
+        return None
+    record = read(path)
+    ours = json.loads(json.dumps(dataclasses.asdict(config)))
+    where = ("device", "workers", "root")  # where a run is made, not what it is
+    other = {key: (record["config"].get(key), ours[key]) for key in ours if key not in where}
+    other = {key: pair for key, pair in other.items() if pair[0] != pair[1]}
+    if other:
+        changes = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in other.items())
+        raise ValueError(
+            f"{config.id} was run with other settings ({changes}): give this one a tag"
+        )
+    return record
+
+
+def load(**where) -> pd.DataFrame:
+    """All records as a table, a row a run: id, every setting, the last epoch's metrics and the best epoch's ("best_...").
+
+    Args:
+        where: settings to select by, a value or a list of values: `load(dataset="glyphs", mix=["none", "embed"])`.
+    """
+    rows = []
+    for path in sorted((results() / "runs").glob("*/record.json")):
+        record = read(path)
+        metrics = record["metrics"]
+        rows.append(
+            {"id": record["id"], **record["config"], "device": record["device"]}
+            | metrics["last"]
+            | {f"best_{key}": value for key, value in metrics["best"].items()}
+            | {f"{key}_seconds": value for key, value in record["seconds"].items()}
+            | {key: record[key] for key in ("images_per_second", "peak_memory_mb", "commit")}
+        )
+    table = pd.DataFrame(rows, columns=None if rows else _columns())
+    for key, value in where.items():
+        if key not in table:
+            raise ValueError(f"no such setting: {key}. Valid are: {', '.join(table.columns)}")
+        table = table[table[key].isin(value if isinstance(value, list) else [value])]
+    return table.reset_index(drop=True)
+
+
+def history(table: pd.DataFrame) -> pd.DataFrame:
+    """The learning curves of the runs of `load`, a row an epoch of a run, with the run's settings beside it."""
+    rows = []
+    for run in table.to_dict("records"):
+        record = read(folder(run["id"]) / "record.json")
+        settings = {
+            key: run[key] for key in ("id", "dataset", "loss", "mix", "seed", "tag", "profile")
+        }
+        rows += [settings | row for row in record["history"]]
+    return pd.DataFrame(rows)
+
+
+def _columns() -> list[str]:
+    return [
+        "id",
+        *(f.name for f in dataclasses.fields(train.Config)),
+        "recall_at_1",
+        "best_recall_at_1",
+    ]
+
+
+def _commit() -> str | None:
+    """The commit that made a run, with "+" where the working tree differs from it; None outside of a clone."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        state = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", "dml", "book"],
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+" if state.stdout.strip() else "")
+
+
+# -- Executing the training notebook -----------------------------------------------------------------------------------
+
+
+def recipe(name: str) -> dict:
+    """The parameters of book/recipes/<name>.yaml.
+
+    Raises:
+        ValueError: no such recipe, with those there are.
+    """
+    path = RECIPES / f"{name}.yaml"
+    if not path.exists():
+        raise ValueError(
+            f"no recipe {name!r}. There are: {', '.join(sorted(p.stem for p in RECIPES.glob('*.yaml')))}"
+        )
+    return yaml.safe_load(path.read_text()) or {}
+
+
+def configure(recipe_name: str, overrides: dict) -> train.Config:
+    """A recipe with some of its parameters replaced, checked before any work."""
+    return train.Config.from_namespace(recipe(recipe_name) | overrides)
+
+
+def execute(recipe_name: str, overrides: dict, force: bool = False) -> dict:
+    """Make a run unless it is finished: papermill executes the training notebook; returns its record.
+
+    Args:
+        recipe_name: a file of book/recipes, without the ending.
+        overrides: parameters that replace the recipe's.
+        force: make it again even if it is finished, from the start.
+    """
+    import papermill  # a second to import, which `make book` with nothing to run need not spend
+
+    config = configure(recipe_name, overrides)
+    if force:
+        for name in ("record.json", "checkpoint.pt"):
+            (folder(config.id) / name).unlink(missing_ok=True)
+    if finished(config) is None:
+        folder(config.id).mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(
+            str(TRAINING.relative_to(ROOT)),
+            str(_relative(folder(config.id) / "training.ipynb")),
+            recipe(recipe_name) | overrides,
+            cwd=str(BOOK),
+            kernel_name="python3",
+            progress_bar=False,
+            request_save_on_cell_execute=False,
+        )
+    record = finished(config)
+    if record is None:
+        raise RuntimeError(f"{config.id}: the training notebook ended without a record")
+    return record
+
+
+def _relative(path: Path) -> Path:
+    """The path from the current folder, so that no executed notebook names a machine's folders."""
+    return Path(os.path.relpath(path))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line behind `make run`, `make book` and `make results`."""
+    parser = argparse.ArgumentParser(prog="python -m dml.runs", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    run = verbs.add_parser("run", help="make one run, unless it is finished")
+    run.add_argument("--recipe", default="glyphs")
+    run.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters, values in YAML"
+    )
+    run.add_argument("--force", action="store_true", help="make it again")
+    verbs.add_parser("smoke", help="make the smoke-size runs that are missing")
+    verbs.add_parser("tables", help="write the tables made from the records")
+    given = parser.parse_args(arguments)
+    os.chdir(ROOT)
+    if given.verb == "tables":
+        from dml import tables
+
+        print(*tables.write(), sep="\n")
+        return
+    jobs = SMOKE
+    if given.verb == "run":
+        pairs = [text.partition("=") for text in given.set]
+        wrong = [name for name, equals, _ in pairs if not equals]
+        if wrong:
+            parser.error(f"--set needs NAME=VALUE, not {', '.join(wrong)}")
+        jobs = [(given.recipe, {name: yaml.safe_load(value) for name, _, value in pairs})]
+    try:
+        for name, overrides in jobs:
+            record = execute(name, overrides, getattr(given, "force", False))
+            last = record["metrics"]["last"]
+            print(
+                f"{record['id']}: Recall@1 {last['recall_at_1']:.1%} after {last['epoch']} epochs"
+            )
+    except ValueError as error:  # bad input deserves its message, not a traceback
+        parser.exit(2, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

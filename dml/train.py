@@ -1,0 +1,386 @@
+"""Training as the algorithm box of the paper: one flat configuration, one loop (book/04_training)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from pytorch_metric_learning.miners import MultiSimilarityMiner
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dml import data, evaluate, losses, mixup, model
+
+MIXES = ("none", *model.SPACES)
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. The parameters cell of book/04_training has the same names, one a line."""
+
+    dataset: str = "glyphs"  # a name of dml.data.NAMES
+    dataset_options: dict = field(
+        default_factory=dict
+    )  # passed to the reader, such as {"classes": 300}
+    loss: str = "multi_similarity"  # a name of dml.losses.LOSSES
+    loss_options: dict = field(
+        default_factory=dict
+    )  # its hyper-parameters, the paper's where left out
+    miner_epsilon: float | None = None  # multi-similarity's miner; None compares every pair
+    mix: str = "none"  # the baseline, or the space of Metrix: input, feature, embed
+    pairs: tuple[str, ...] = (
+        "positive-negative",
+        "anchor-negative",
+    )  # one is drawn for each iteration
+    hardest: int | None = 3  # k, the negatives of an anchor that are mixed; None for all
+    positives: int | None = None  # positives of an anchor that are mixed; None for all
+    alpha: float = 2.0  # lambda ~ Beta(alpha, alpha)
+    weight: float = 0.4  # w, of the mixed loss
+    backbone: str = "small"  # or any timm model
+    weights: str = "none"  # or "pretrained", or a path
+    embedding_size: int = 128
+    augment: str = "none"  # a name of dml.data.transforms.AUGMENTATIONS
+    epochs: int = 20
+    batch_size: int = 100
+    images_per_class: int | None = 5  # in a batch; None shuffles freely
+    lr: float = 1e-3
+    proxy_lr_factor: float = 100.0  # proxies learn faster: each sees few gradients
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"  # down to zero, or "step"
+    lr_step: int = 10  # epochs between two steps
+    lr_gamma: float = 0.1  # factor of a step
+    clip_value: float | None = 10.0  # of each gradient component, as Metrix's code does
+    eval_every: int = 1  # epochs
+    k: tuple[int, ...] = (1, 2, 4, 8)  # of Recall@K
+    seed: int = 0  # of weights, batches, mixing; equal seeds see equal batches
+    device: str = "auto"  # the GPU where there is one
+    precision: str = "float32"  # of the network; the loss is always computed in float32
+    workers: int = 0  # processes that decode images
+    root: str | None = None  # folder of the data sets; None is datasets/ of the project
+    profile: str = "paper"  # the size of the run, part of its name: paper, or smoke
+    tag: str = ""  # a name for a variant, part of the run's name
+
+    def __post_init__(self):
+        _check_types(self)
+        for name, valid in (
+            ("dataset", data.NAMES),
+            ("loss", losses.LOSSES),
+            ("mix", MIXES),
+            ("schedule", ("cosine", "step")),
+            ("precision", PRECISIONS),
+            ("profile", ("paper", "smoke")),
+            ("augment", data.transforms.AUGMENTATIONS),
+        ):
+            value = getattr(self, name)
+            if value not in valid:
+                raise ValueError(f"{name}={value!r} is not one of: {', '.join(valid)}")
+        for name in ("epochs", "batch_size", "embedding_size", "lr", "alpha", "eval_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if not all(c.isalnum() or c in "_.=" for c in self.tag):
+            raise ValueError(
+                f"tag={self.tag!r}: letters, digits, '_', '.' and '=' only, it names a folder"
+            )
+        if self.miner_epsilon is not None and self.loss != "multi_similarity":
+            raise ValueError(f"miner_epsilon is multi-similarity's; the loss is {self.loss}")
+
+    @classmethod
+    def from_namespace(cls, namespace: dict) -> Config:
+        """The configuration that a notebook's parameters make, given its `globals()`.
+
+        papermill only warns of a parameter that a notebook does not have, and adds it; here it stops the run.
+
+        Raises:
+            ValueError: a name that is not a field, with the list of those that are.
+        """
+        valid = {f.name for f in dataclasses.fields(cls)}
+        plain = str | int | float | list | tuple | dict | None
+        given = {
+            name: value
+            for name, value in namespace.items()
+            if isinstance(value, plain) and not name.startswith("_") and name not in ("In", "Out")
+        }
+        unknown = sorted(given.keys() - valid)
+        if unknown:
+            raise ValueError(
+                f"no such parameter: {', '.join(unknown)}. Valid are: {', '.join(sorted(valid))}"
+            )
+        return cls(**given)
+
+    @property
+    def id(self) -> str:
+        """dataset-loss-mix-sSEED, then the tag and the profile where they say anything."""
+        parts = [self.dataset, self.loss, self.mix, f"s{self.seed}", self.tag]
+        if self.profile != "paper":
+            parts.append(self.profile)
+        return "-".join(part for part in parts if part)
+
+
+def _check_types(config: Config) -> None:
+    """Refuse a value of the wrong type, by the annotation; lists from YAML become tuples, whole numbers floats."""
+    for f in dataclasses.fields(config):
+        value, kinds = getattr(config, f.name), [kind.strip() for kind in f.type.split("|")]
+        if isinstance(value, list):
+            value = tuple(value)
+        if "float" in kinds and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        name = "None" if value is None else type(value).__name__
+        if name not in [kind.split("[")[0] for kind in kinds]:
+            raise ValueError(f"{f.name}={value!r} must be {f.type}, not {name}")
+        object.__setattr__(config, f.name, value)
+
+
+@dataclass
+class Parts:
+    """What one run trains with, built from its configuration and data."""
+
+    network: model.EmbeddingModel
+    criterion: nn.Module
+    miner: Callable | None
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    rng: np.random.Generator  # of mixing
+
+
+def build(config: Config, sets: data.Sets, device: torch.device) -> Parts:
+    """Network, loss and optimiser of a run. The seed decides every initial weight."""
+    torch.manual_seed(config.seed)
+    random.seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    images, _ = sets.train[0]
+    network = model.EmbeddingModel(
+        config.backbone, config.embedding_size, images.shape[0], config.weights
+    ).to(device)
+    clean = losses.build(
+        config.loss, len(sets.train.classes), config.embedding_size, **config.loss_options
+    )
+    criterion = clean
+    if config.mix != "none":
+        criterion = mixup.Metrix(
+            clean,
+            config.pairs,
+            config.hardest,
+            config.alpha,
+            config.weight,
+            positives=config.positives,
+            generator=rng,
+        )
+    criterion.to(device)
+    groups = [{"params": list(network.parameters())}]
+    if proxies := list(criterion.parameters()):
+        groups.append({"params": proxies, "lr": config.lr * config.proxy_lr_factor})
+    optimizer = torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
+    factor = {
+        "cosine": lambda epoch: 0.5 * (1 + math.cos(math.pi * epoch / config.epochs)),
+        "step": lambda epoch: config.lr_gamma ** (epoch // config.lr_step),
+    }[config.schedule]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    miner = None if config.miner_epsilon is None else MultiSimilarityMiner(config.miner_epsilon)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+    return Parts(network, criterion, miner, optimizer, schedule, scaler, rng)
+
+
+def steps(
+    config: Config, parts: Parts, batches, device: torch.device, bar: tqdm
+) -> Iterator[tuple[Tensor, int]]:
+    """One epoch, step by step: the loss of each batch, detached, and its number of images.
+
+    Raises:
+        FloatingPointError: a loss that is not finite, with the step.
+    """
+    network, criterion = parts.network, parts.criterion
+    network.train()
+    for step, (images, labels) in enumerate(batches):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        with torch.autocast(
+            device.type, PRECISIONS[config.precision], config.precision != "float32"
+        ):
+            inputs = network.prepare(images)  # (B, C, H, W)
+            maps = network.features(inputs)  # (B, F, h, w), the one pass through the backbone
+            embeddings = network.head(network.pool(maps))  # (B, D)
+            mined = parts.miner(embeddings, labels) if parts.miner else None
+            if config.mix == "none":
+                loss = criterion(embeddings, labels, mined)
+            else:  # the whole of Metrix
+                mix = network.mixer(config.mix, inputs, maps)
+                loss = criterion(embeddings, labels, mined, mix=mix)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {step} of the epoch")
+        parts.optimizer.zero_grad(set_to_none=True)
+        parts.scaler.scale(loss).backward()
+        if config.clip_value is not None:
+            parts.scaler.unscale_(parts.optimizer)
+            nn.utils.clip_grad_value_(network.parameters(), config.clip_value)
+        parts.scaler.step(parts.optimizer)
+        parts.scaler.update()
+        bar.update()
+        bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+        yield value, len(labels)
+
+
+@torch.inference_mode()
+def embed(network: nn.Module, split: data.Split, config: Config, device: torch.device) -> Tensor:
+    """Embeddings of a split in its order, (n, D) on the device, float32; the network is left in evaluation mode."""
+    network.eval()
+    batches = data.loader(split, 500, workers=config.workers)
+    with torch.autocast(device.type, PRECISIONS[config.precision], config.precision != "float32"):
+        return torch.cat([network(images.to(device)).float() for images, _ in batches])
+
+
+def evaluate_on(network: nn.Module, sets: data.Sets, config: Config, device: torch.device) -> dict:
+    """Retrieval metrics on the test classes: query against gallery where there is one, else among themselves."""
+    query = embed(network, sets.query, config, device)
+    labels = sets.query.labels.to(device)
+    if sets.gallery is None:
+        return evaluate.retrieval(query, labels, k=config.k)
+    gallery = embed(network, sets.gallery, config, device)
+    return evaluate.retrieval(
+        query, labels, gallery=gallery, gallery_labels=sets.gallery.labels.to(device), k=config.k
+    )
+
+
+def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tuple[nn.Module, dict]:
+    """Train and evaluate as `config` says; the network and what the run's record holds of it.
+
+    Args:
+        config: the run.
+        sets: from `dml.data.load`.
+        checkpoint: a file that is written after each epoch and continued from where it exists; None keeps none.
+
+    Returns:
+        The trained network, and a dict: `metrics` ("last" epoch, the headline, and the "best" by test Recall@1, which is
+        selected on test data as the papers do), `history` by epoch, `seconds`, `images_per_second`, `peak_memory_mb`
+        (of the GPU), `device`.
+    """
+    device = pick_device(config.device)
+    parts = build(config, sets, device)
+    batches = data.loader(
+        sets.train,
+        config.batch_size,
+        images_per_class=config.images_per_class,
+        train=True,
+        transform=data.transforms.AUGMENTATIONS[config.augment],
+        workers=config.workers,
+        seed=config.seed,
+    )
+    history: list[dict] = []
+    if checkpoint is not None and checkpoint.exists():
+        history = _resume(checkpoint, config, parts, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    total = config.epochs * len(batches)
+    with tqdm(
+        total=total, initial=len(history) * len(batches), unit="step", desc=config.id, mininterval=2
+    ) as bar:
+        for epoch in range(len(history), config.epochs):
+            batches.set_epoch(epoch)
+            start = time.perf_counter()
+            results = list(steps(config, parts, batches, device, bar))
+            row = {
+                "epoch": epoch + 1,
+                "loss": sum(loss for loss, _ in results) / len(results),
+                "lr": parts.schedule.get_last_lr()[0],
+                "train_seconds": time.perf_counter() - start,
+                "images": sum(size for _, size in results),
+            }
+            parts.schedule.step()
+            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+                start = time.perf_counter()
+                row |= evaluate_on(parts.network, sets, config, device)
+                row["eval_seconds"] = time.perf_counter() - start
+            history.append(row)
+            if checkpoint is not None:
+                _save(checkpoint, config, parts, history, device)
+    return parts.network, _summary(history, device)
+
+
+def _summary(history: list[dict], device: torch.device) -> dict:
+    evaluated = [row for row in history if "recall_at_1" in row]
+    measured = ("epoch", "recall", "precision", "r_prec", "mean_average", "queries")
+    last, best = (
+        {key: value for key, value in row.items() if key.startswith(measured)}
+        for row in (evaluated[-1], max(evaluated, key=lambda row: row["recall_at_1"]))
+    )
+    train_seconds = sum(row["train_seconds"] for row in history)
+    cuda = device.type == "cuda"
+    return {
+        "metrics": {
+            "last": last | {"selected_by": "the last epoch"},
+            "best": best | {"selected_by": "recall_at_1 on the test classes"},
+        },
+        "history": history,
+        "seconds": {
+            "train": train_seconds,
+            "evaluate": sum(row["eval_seconds"] for row in evaluated),
+        },
+        "images_per_second": sum(row["images"] for row in history) / train_seconds,
+        "peak_memory_mb": torch.cuda.max_memory_allocated(device) / 2**20 if cuda else None,
+        "device": torch.cuda.get_device_name(device)
+        if cuda
+        else f"CPU, {torch.get_num_threads()} threads",
+    }
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the GPU where there is one.
+
+    Raises:
+        ValueError: a device that torch does not know, or CUDA where there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device={name!r}: {error}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={name!r}: this machine has no CUDA device; 'auto' or 'cpu' will do"
+        )
+    return device
+
+
+# -- Stopping is safe: the state after each epoch, whole or not at all -------------------------------------------------
+
+_STATEFUL = ("network", "criterion", "optimizer", "schedule", "scaler")
+
+
+def _save(
+    path: Path, config: Config, parts: Parts, history: list[dict], device: torch.device
+) -> None:
+    state = {name: getattr(parts, name).state_dict() for name in _STATEFUL}
+    state |= {"config": dataclasses.asdict(config), "history": history}
+    state |= {"torch": torch.get_rng_state(), "mixing": parts.rng.bit_generator.state}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)  # atomic: a reader sees the old state or the new one
+
+
+def _resume(path: Path, config: Config, parts: Parts, device: torch.device) -> list[dict]:
+    state = torch.load(path, map_location=device, weights_only=True)
+    ours = dataclasses.asdict(config)
+    other = [key for key in ours if state["config"].get(key) != ours[key]]
+    if other:
+        raise ValueError(
+            f"{path} is of a run with another {', '.join(other)}: remove it or give this run a tag"
+        )
+    for name in _STATEFUL:
+        getattr(parts, name).load_state_dict(state[name])
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    parts.rng.bit_generator.state = state["mixing"]
+    return state["history"]

@@ -4,8 +4,9 @@ For an anchor a and candidates x with label y (1 positive, 0 negative) and simil
 
     l(a) = tau( sigma+( sum_x y rho+(s) ) + sigma-( sum_x (1 - y) rho-(s) ) )        (eq-generic)
 
-Derived in the chapter "generic loss" (book/02_generic_loss); the form is Metrix's (Venkataramanan et al., ICLR 2022).
-A label between 0 and 1 is as good as a hard one, which is all that mixup needs (`dml.mixup`).
+Derived in the chapter "generic loss" (book/02_generic_loss); the form is Metrix's (Venkataramanan
+et al., ICLR 2022). A label between 0 and 1 is as good as a hard one, which is all that mixup needs
+(`dml.mixup`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def identity(x: Tensor) -> Tensor:
 
 
 class Exp:
-    """rho(s) = exp(scale (s - margin)). It knows its exponent, so that a log of its sum never overflows."""
+    """rho(s) = exp(scale (s - margin)). It knows its exponent, so that a log of its sum never
+    overflows."""
 
     def __init__(self, scale: float, margin: float = 0.0):
         self.scale, self.margin = scale, margin
@@ -57,8 +59,8 @@ class Log:
 def weighted_sum(rho: Function, sigma: Function, similarity: Tensor, weight: Tensor) -> Tensor:
     """sigma( sum_x weight rho(s) ), one side of eq-generic, (A, N), (A, N) -> (A,).
 
-    The log of a sum of exponentials is `logsumexp` with log(weight) added to the exponent, finite in any precision.
-    The log of an empty sum is left out: it counts 0 and has no gradient.
+    The log of a sum of exponentials is `logsumexp` with log(weight) added to the exponent, finite
+    in any precision. The log of an empty sum is left out: it counts 0 and has no gradient.
     """
     if isinstance(rho, Exp) and isinstance(sigma, Log):
         # -inf would give 0 * nan in the backward pass of an anchor without any such candidate
@@ -68,8 +70,9 @@ def weighted_sum(rho: Function, sigma: Function, similarity: Tensor, weight: Ten
     return sigma((weight * rho(similarity)).sum(1))
 
 
-# How a batch becomes one number is part of a loss's definition. Each takes (loss, similarity, positive, negative) with
-# the weights y and 1 - y of the candidates, (A, N), 0 where a candidate does not count, and the anchors that count, (A,).
+# How a batch becomes one number is part of a loss's definition. Each takes (loss, similarity,
+# positive, negative) with the weights y and 1 - y of the candidates, (A, N), 0 where a candidate
+# does not count, and the anchors that count, (A,).
 
 
 def _mean(values: Tensor, counts: Tensor) -> Tensor:
@@ -83,13 +86,15 @@ def over_anchors(loss, similarity, positive, negative, present):
 
 
 def over_positive_anchors(loss, similarity, positive, negative, present):
-    """Mean over the anchors that have a positive, for losses that are undefined without one (NCA)."""
+    """Mean over the anchors that have a positive, for losses that are undefined without one
+    (NCA)."""
     return _mean(loss.combine(similarity, positive, negative), (positive > 0).any(1))
 
 
 def over_nonzero_pairs(loss, similarity, positive, negative, present):
-    """Positive and negative pairs apart, each averaged over its pairs that are not zero, as pytorch-metric-learning's
-    contrastive loss and Metrix's code have it; for losses whose tau and sigma are the identity."""
+    """Positive and negative pairs apart, each averaged over its pairs that are not zero, as
+    pytorch-metric-learning's contrastive loss and Metrix's code have it; for losses whose tau and
+    sigma are the identity."""
     pairs = (positive * loss.rho_pos(similarity), negative * loss.rho_neg(similarity))
     return sum(pair.sum() / (pair != 0).sum().clamp(min=1) for pair in pairs)
 
@@ -103,7 +108,8 @@ def over_pairs(loss, similarity, positive, negative, present):
 
 
 def over_proxies(loss, similarity, positive, negative, present):
-    """Proxy Anchor's: the positive part is averaged over the proxies that have a positive, the negative over all."""
+    """Proxy Anchor's: the positive part is averaged over the proxies that have a positive, the
+    negative over all."""
     pos, neg = loss.parts(similarity, positive, negative)
     return _mean(pos, (positive > 0).any(1)) + _mean(neg, present)
 
@@ -118,21 +124,24 @@ REDUCTIONS = {
 
 
 class GenericLoss(BaseMetricLossFunction):
-    """Any loss of the form eq-generic (book/02_generic_loss), an `nn.Module` with pytorch-metric-learning's call shape.
+    """Any loss of the form eq-generic (book/02_generic_loss), an `nn.Module` with
+    pytorch-metric-learning's call shape.
 
     Args:
         rho_pos, rho_neg: functions of the similarity of positives and of negatives, elementwise.
         sigma_pos, sigma_neg: functions of the weighted sums over candidates, (A,) -> (A,).
         tau: function of the sum of both, (A,) -> (A,).
         anchor, candidate: "example" or "proxy", what stands on either side of s(a, x).
-        num_classes, embedding_size: shape of the trainable proxies, where there are any (one a class).
-        denominator: "negatives" (eq-generic) or "all": whether the second sum runs over the negatives or over all
-            candidates, as in the softmax form of NCA.
+        num_classes, embedding_size: shape of the trainable proxies, where there are any (one a
+            class).
+        denominator: "negatives" (eq-generic) or "all": whether the second sum runs over the
+            negatives or over all candidates, as in the softmax form of NCA.
         reduction: one of `REDUCTIONS`.
 
-    Any callable will do for the functions; where rho is an `Exp` and sigma a `Log` the sum is taken in log space.
-    Embeddings of half precision are computed in float32. BaseMetricLossFunction is the parent so that
-    pytorch-metric-learning's wrappers accept the loss; of its own machinery nothing is used.
+    Any callable will do for the functions; where rho is an `Exp` and sigma a `Log` the sum is taken
+    in log space. Embeddings of half precision are computed in float32. BaseMetricLossFunction is
+    the parent so that pytorch-metric-learning's wrappers accept the loss; of its own machinery
+    nothing is used.
     """
 
     def __init__(
@@ -164,7 +173,7 @@ class GenericLoss(BaseMetricLossFunction):
             and not sigma_pos is sigma_neg is tau is identity
         ):
             raise ValueError(
-                f"reduction={reduction!r} needs sigma and tau to be the identity: pairs are averaged"
+                f"reduction={reduction!r} averages pairs: sigma and tau must be the identity"
             )
         if reduction == "proxies" and tau is not identity:
             raise ValueError(
@@ -182,12 +191,13 @@ class GenericLoss(BaseMetricLossFunction):
                 self.proxies, mode="fan_out"
             )  # as Proxy Anchor's authors do
 
-    # -- eq-generic, from the inside out ------------------------------------------------------------------------------
+    # -- eq-generic, from the inside out
 
     def parts(
         self, similarity: Tensor, positive: Tensor, negative: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The two sides sigma+(...), sigma-(...) of eq-generic for weights y and 1 - y, (A, N) each -> (A,), (A,)."""
+        """The two sides sigma+(...), sigma-(...) of eq-generic for weights y and 1 - y, (A, N) each
+        -> (A,), (A,)."""
         if self.denominator == "all":
             negative = negative + positive
         return (
@@ -206,7 +216,8 @@ class GenericLoss(BaseMetricLossFunction):
         Args:
             similarity: s(a, x) of A anchors to N candidates, (A, N).
             label: y, 1 for a positive, 0 for a negative, between for a mixed candidate, (A, N).
-            mask: whether the candidate counts for this anchor (an anchor is never its own candidate), (A, N) bool.
+            mask: whether the candidate counts for this anchor (an anchor is never its own
+                candidate), (A, N) bool.
 
         Returns:
             (A,)
@@ -217,13 +228,13 @@ class GenericLoss(BaseMetricLossFunction):
     def reduce(
         self, similarity: Tensor, label: Tensor, mask: Tensor, present: Tensor | None = None
     ) -> Tensor:
-        """The batch's loss, a scalar: `per_anchor` reduced by `reduction`; `present` (A,) are the anchors of the mean,
-        those with any candidate unless given."""
+        """The batch's loss, a scalar: `per_anchor` reduced by `reduction`; `present` (A,) are the
+        anchors of the mean, those with any candidate unless given."""
         positive, negative = weights(similarity, label, mask)
         present = mask.any(1) if present is None else present
         return REDUCTIONS[self.reduction](self, similarity, positive, negative, present)
 
-    # -- from embeddings to similarities ------------------------------------------------------------------------------
+    # -- from embeddings to similarities
 
     def compare(
         self,
@@ -233,10 +244,11 @@ class GenericLoss(BaseMetricLossFunction):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Comparison:
-        """Who is compared with whom: unit anchors and candidates, their similarities, labels and mask."""
+        """Who is compared with whom: unit anchors and candidates, their similarities, labels and
+        mask."""
         if ref_emb is not None and "proxy" in (self.anchor, self.candidate):
             raise ValueError(
-                "ref_emb: this loss compares examples with proxies, a memory of examples has no place in it"
+                "ref_emb: this loss compares examples with proxies, not with other examples"
             )
         examples = F.normalize(as_float(embeddings), dim=1)  # (B, D)
         anchors, anchor_labels = candidates, candidate_labels = examples, labels
@@ -256,7 +268,7 @@ class GenericLoss(BaseMetricLossFunction):
     def _unit_proxies(self, examples: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if examples.shape[1] != self.proxies.shape[1]:
             raise ValueError(
-                f"embeddings have {examples.shape[1]} dimensions, the proxies {self.proxies.shape[1]}"
+                f"embeddings have {examples.shape[1]} dimensions, proxies {self.proxies.shape[1]}"
             )
         proxies = F.normalize(self.proxies.to(examples.dtype), dim=1)  # (C, D)
         return proxies, torch.arange(len(proxies), device=labels.device)
@@ -269,11 +281,13 @@ class GenericLoss(BaseMetricLossFunction):
         Args:
             embeddings: (B, D), of any floating type; normalised here.
             labels: (B,) integers; for a loss with proxies in [0, num_classes).
-            indices_tuple: pairs or triplets from a miner of pytorch-metric-learning: only these are compared.
+            indices_tuple: pairs or triplets from a miner of pytorch-metric-learning: only these are
+                compared.
             ref_emb, ref_labels: candidates other than the batch itself, (N, D) and (N,).
 
         Raises:
-            ValueError: labels of another length or without a proxy, embeddings that are not finite or not a matrix.
+            ValueError: labels of another length or without a proxy, embeddings that are not finite
+                or not a matrix.
         """
         check_batch(embeddings, labels, ref_emb, ref_labels)
         if not sound(self, embeddings, labels):
@@ -284,7 +298,8 @@ class GenericLoss(BaseMetricLossFunction):
             return self.reduce(pairs.similarity, pairs.label, pairs.mask, pairs.present)
 
 
-# pytorch-metric-learning's CrossBatchMemory admits losses by class name; GenericLoss and Metrix keep its contract.
+# pytorch-metric-learning's CrossBatchMemory admits losses by class name; GenericLoss and Metrix
+# keep its contract.
 _supported = CrossBatchMemory.supported_losses()
 CrossBatchMemory.supported_losses = staticmethod(lambda: [*_supported, "GenericLoss", "Metrix"])
 
@@ -292,8 +307,9 @@ CrossBatchMemory.supported_losses = staticmethod(lambda: [*_supported, "GenericL
 class Comparison:
     """A anchors compared with N candidates.
 
-    anchors (A, D) and candidates (N, D) are unit vectors; similarity, label (1 where the classes agree) and mask (False
-    where the candidate is the anchor itself) are (A, N); present (A,) are the anchors with any candidate.
+    anchors (A, D) and candidates (N, D) are unit vectors; similarity, label (1 where the classes
+    agree) and mask (False where the candidate is the anchor itself) are (A, N); present (A,) are
+    the anchors with any candidate.
     """
 
     def __init__(
@@ -308,7 +324,8 @@ class Comparison:
         self.mask = torch.ones_like(self.label)
         if self.among_themselves:
             self.mask.fill_diagonal_(False)
-        # mined or not, an anchor that could have been compared counts in the mean, as in pytorch-metric-learning
+        # mined or not, an anchor that could have been compared counts in the mean, as in
+        # pytorch-metric-learning
         self.present = self.mask.any(1)
 
     def keep(self, indices_tuple: tuple[Tensor, ...]) -> None:
@@ -321,7 +338,8 @@ class Comparison:
 
 
 class Gram(torch.autograd.Function):
-    """X X^T. Its gradient (G + G^T) X is one matrix product; as a product of two matrices it would take two."""
+    """X X^T. Its gradient (G + G^T) X is one matrix product; as a product of two matrices it would
+    take two."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -335,7 +353,8 @@ class Gram(torch.autograd.Function):
 
 
 def weights(similarity: Tensor, label: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """y and 1 - y of the candidates that count, 0 for the others, in the type of the similarities."""
+    """y and 1 - y of the candidates that count, 0 for the others, in the type of the
+    similarities."""
     mask = mask.to(similarity.dtype)
     positive = label * mask
     return positive, mask - positive
@@ -370,7 +389,8 @@ def check_batch(embeddings: Tensor, labels: Tensor, ref_emb=None, ref_labels=Non
 
 
 def sound(loss: GenericLoss, embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Whether the numbers of a batch are usable, a 0-d bool still on the device: looking at it waits for the device."""
+    """Whether the numbers of a batch are usable, a 0-d bool still on the device: looking at it
+    waits for the device."""
     # a sum is finite only if all its terms are, and is cheaper than a mask of them
     fine = (
         embeddings.detach()
@@ -403,16 +423,18 @@ def _one_of(name: str, value: str, valid) -> None:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(valid)}")
 
 
-# -- The losses of Metrix's Table 1 (REF: book/02_generic_loss), each one statement -----------------------------------
+# -- The losses of Metrix's Table 1 (REF: book/02_generic_loss), each one statement
 
 
 def contrastive(
     margin: float = 0.5, *, distance: bool = False, reduction: str = "anchors"
 ) -> GenericLoss:
-    """Contrastive loss (Hadsell et al., CVPR 2006): rho+ = -s, rho- = [s - m]+. Anchors and candidates are examples.
+    """Contrastive loss (Hadsell et al., CVPR 2006): rho+ = -s, rho- = [s - m]+. Anchors and
+    candidates are examples.
 
-    `distance=True` is the form that Metrix's released code computes: with d = ||a - x|| = sqrt(2 - 2 s) of unit vectors,
-    rho+ = d and rho- = [m - d]+. Where pytorch-metric-learning has [1 - s]+ for positives, this has -s: one less.
+    `distance=True` is the form that Metrix's released code computes: with d = ||a - x|| = sqrt(2 -
+    2 s) of unit vectors, rho+ = d and rho- = [m - d]+. Where pytorch-metric-learning has [1 - s]+
+    for positives, this has -s: one less.
     """
     if distance:
         # d has no derivative at 0, where two embeddings coincide
@@ -422,14 +444,16 @@ def contrastive(
 
 
 def lifted_structure(margin: float = 0.5, *, reduction: str = "anchors") -> GenericLoss:
-    """Lifted structure, generalised (Hermans et al. 2017): [log sum+ e^(-s) + log sum- e^(s - m)]+, all examples."""
+    """Lifted structure, generalised (Hermans et al. 2017): [log sum+ e^(-s) + log sum- e^(s - m)]+,
+    all examples."""
     return GenericLoss(Exp(-1), Exp(1, margin), Log(), Log(), F.relu, reduction=reduction)
 
 
 def binomial_deviance(
     beta: float = 2.0, gamma: float = 40.0, margin: float = 0.5, *, reduction: str = "anchors"
 ) -> GenericLoss:
-    """Binomial deviance (Yi et al., ICPR 2014): log(1 + e^(-beta (s - m))), log(1 + e^(gamma (s - m))), all examples."""
+    """Binomial deviance (Yi et al., ICPR 2014): log(1 + e^(-beta (s - m))), log(1 + e^(gamma (s -
+    m))), all examples."""
     return GenericLoss(
         lambda s: F.softplus(-beta * (s - margin)),
         lambda s: F.softplus(gamma * (s - margin)),
@@ -440,8 +464,8 @@ def binomial_deviance(
 def multi_similarity(
     beta: float = 18.0, gamma: float = 75.0, margin: float = 0.77, *, reduction: str = "anchors"
 ) -> GenericLoss:
-    """Multi-similarity (Wang et al., CVPR 2019): log(1 + sum+ e^(-beta (s - m))) / beta + log(1 + sum- e^(gamma (s - m)))
-    / gamma, all examples; the defaults are Metrix's."""
+    """Multi-similarity (Wang et al., CVPR 2019): log(1 + sum+ e^(-beta (s - m))) / beta + log(1 +
+    sum- e^(gamma (s - m))) / gamma, all examples; the defaults are Metrix's."""
     return GenericLoss(
         Exp(-beta, margin),
         Exp(gamma, margin),
@@ -459,8 +483,8 @@ def proxy_anchor(
     *,
     reduction: str = "proxies",
 ) -> GenericLoss:
-    """Proxy Anchor (Kim et al., CVPR 2020), as its authors' code has it: anchors are proxies, candidates examples;
-    log(1 + sum+ e^(-beta (s - m))) + log(1 + sum- e^(beta (s + m)))."""
+    """Proxy Anchor (Kim et al., CVPR 2020), as its authors' code has it: anchors are proxies,
+    candidates examples; log(1 + sum+ e^(-beta (s - m))) + log(1 + sum- e^(beta (s + m)))."""
     return GenericLoss(
         Exp(-beta, margin),
         Exp(beta, -margin),
@@ -476,8 +500,9 @@ def proxy_anchor(
 def nca(
     temperature: float = 1.0, *, denominator: str = "negatives", reduction: str = "positive_anchors"
 ) -> GenericLoss:
-    """NCA (Goldberger et al., NeurIPS 2004): -log sum+ e^(s/T) + log sum- e^(s/T), all examples. `denominator="all"` is
-    the softmax form of the original and of pytorch-metric-learning, with the positives below the line as well."""
+    """NCA (Goldberger et al., NeurIPS 2004): -log sum+ e^(s/T) + log sum- e^(s/T), all examples.
+    `denominator="all"` is the softmax form of the original and of pytorch-metric-learning, with the
+    positives below the line as well."""
     rho = Exp(1 / temperature)
     return GenericLoss(rho, rho, Log(-1), Log(), denominator=denominator, reduction=reduction)
 
@@ -490,7 +515,8 @@ def proxy_nca(
     denominator: str = "negatives",
     reduction: str = "positive_anchors",
 ) -> GenericLoss:
-    """ProxyNCA (Movshovitz-Attias et al., ICCV 2017): NCA with proxies as candidates, anchors are examples."""
+    """ProxyNCA (Movshovitz-Attias et al., ICCV 2017): NCA with proxies as candidates, anchors are
+    examples."""
     rho = Exp(1 / temperature)
     return GenericLoss(
         rho,
@@ -513,8 +539,8 @@ def proxy_nca_pp(
     denominator: str = "all",
     reduction: str = "positive_anchors",
 ) -> GenericLoss:
-    """ProxyNCA++ (Teh et al., ECCV 2020): ProxyNCA with a low temperature (the authors' 1/9) and the softmax over all
-    proxies, its "proxy assignment probability"."""
+    """ProxyNCA++ (Teh et al., ECCV 2020): ProxyNCA with a low temperature (the authors' 1/9) and
+    the softmax over all proxies, its "proxy assignment probability"."""
     return proxy_nca(
         num_classes, embedding_size, temperature, denominator=denominator, reduction=reduction
     )
@@ -533,10 +559,12 @@ LOSSES = {
 
 
 def build(name: str, num_classes: int, embedding_size: int, **options) -> GenericLoss:
-    """The loss called `name` (a key of `LOSSES`) with its options, for a recipe that knows only words and numbers.
+    """The loss called `name` (a key of `LOSSES`) with its options, for a recipe that knows only
+    words and numbers.
 
     Raises:
-        ValueError: an unknown loss, or an option that this loss does not have; both with what would be valid.
+        ValueError: an unknown loss, or an option that this loss does not have; both with what would
+            be valid.
     """
     _one_of("loss", name, LOSSES)
     parameters = inspect.signature(LOSSES[name]).parameters

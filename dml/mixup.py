@@ -1,10 +1,13 @@
-"""Metrix: mixup of examples and labels for any loss of the generic form (Venkataramanan et al., ICLR 2022).
+"""Metrix: mixup of examples and labels for any loss of the generic form (Venkataramanan et al.,
+ICLR 2022).
 
-A candidate v of an anchor a is mixed from two parents, v = mix(u, u') with lambda ~ Beta(alpha, alpha), its label from theirs
-with the same lambda, and the loss is the generic one over mixed candidates (book/03_interpolating_labels):
+A candidate v of an anchor a is mixed from two parents, v = mix(u, u') with lambda ~ Beta(alpha,
+alpha), its label from theirs with the same lambda, and the loss is the generic one over mixed
+candidates (book/03_interpolating_labels):
 
-    l~(a) = tau( sigma+( sum_v y_v rho+(s(a, v)) ) + sigma-( sum_v (1 - y_v) rho-(s(a, v)) ) )          (eq-mixed)
-    total = mean_a l(a) + w mean_a l~(a)                                                                (eq-total)
+    l~(a) = tau( sigma+( sum_v y_v rho+(s(a, v)) ) + sigma-( sum_v (1 - y_v) rho-(s(a, v)) ) )
+       (eq-mixed) total = mean_a l(a) + w mean_a l~(a)
+                        (eq-total)
 """
 
 from __future__ import annotations
@@ -36,17 +39,20 @@ Mix = Callable[[Tensor, Tensor, "float | Tensor"], Tensor]
 
 
 def interpolate(x: Tensor, i: Tensor, j: Tensor, lam: float | Tensor) -> Tensor:
-    """lam x_i + (1 - lam) x_j for U pairs of the first dimension, with one lam or U of them, (U, ...); eq-mix."""
+    """lam x_i + (1 - lam) x_j for U pairs of the first dimension, with one lam or U of them, (U,
+    ...); eq-mix."""
     if isinstance(lam, Tensor):
         lam = lam.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
     return torch.lerp(x[j], x[i], lam)
 
 
 def mixed_similarity(s_i: Tensor, s_j: Tensor, s_ij: Tensor, lam: float | Tensor) -> Tensor:
-    """s(a, mix(x_i, x_j)) from three similarities of unit vectors, without the mixed vector (eq-gram).
+    """s(a, mix(x_i, x_j)) from three similarities of unit vectors, without the mixed vector
+    (eq-gram).
 
     A mixed embedding is normalised again; its length follows from s_ij = s(x_i, x_j) alone, since
-    |lam x_i + (1 - lam) x_j|^2 = lam^2 + (1 - lam)^2 + 2 lam (1 - lam) s_ij. All arguments of one shape, or numbers.
+    |lam x_i + (1 - lam) x_j|^2 = lam^2 + (1 - lam)^2 + 2 lam (1 - lam) s_ij. All arguments of one
+    shape, or numbers.
     """
     square = (2 * lam * (1 - lam)) * s_ij + (lam**2 + (1 - lam) ** 2)
     # two opposite parents mixed half and half have no direction: similarity 0 to everything
@@ -57,9 +63,11 @@ def mixed_similarity(s_i: Tensor, s_j: Tensor, s_ij: Tensor, lam: float | Tensor
 class Parents:
     """The mixed candidates V(a) of A anchors, each by its two parents.
 
-    i, j: positions among the candidates, lam goes with i, (A, M). `i` is None where the anchor itself is the first
-    parent. label_i, label_j: 1 for a positive parent, 0 for a negative. mask: whether there is such a pair, (A, M) bool.
-    grid: where every one of P first parents meets every one of k second parents, these, (A, P) and (A, k); M = P k.
+    i, j: positions among the candidates, lam goes with i, (A, M). `i` is None where the anchor
+    itself is the first parent. label_i, label_j: 1 for a positive parent, 0 for a negative. mask:
+    whether there is such a pair, (A, M) bool.
+    grid: where every one of P first parents meets every one of k second parents, these, (A, P) and
+        (A, k); M = P k.
     """
 
     i: Tensor | None
@@ -71,20 +79,23 @@ class Parents:
 
 
 class Metrix(nn.Module):
-    """Metrix (eq-total): a loss of the generic form, and w times the same loss over mixed candidates.
+    """Metrix (eq-total): a loss of the generic form, and w times the same loss over mixed
+    candidates.
 
     Args:
         loss: any `GenericLoss`, a reader's own included.
-        pairs: which parents are mixed, of `PAIRS`: a positive and a negative of the anchor, the anchor and a negative, two
-            positives, two negatives. Two of a kind are taken once, lam with the one that comes first in the batch.
+        pairs: which parents are mixed, of `PAIRS`: a positive and a negative of the anchor, the
+            anchor and a negative, two positives, two negatives. Two of a kind are taken once, lam
+            with the one that comes first in the batch.
         hardest: how many negatives of an anchor take part, the most similar ones; None for all.
-        positives: how many positives of an anchor take part, drawn at random; None for all. In input space every mixed
-            pair is one more image to run, which this bounds.
+        positives: how many positives of an anchor take part, drawn at random; None for all. In
+            input space every mixed pair is one more image to run, which this bounds.
         alpha: lam ~ Beta(alpha, alpha).
         weight: w of eq-total.
         draw: "one" kind of pair for each iteration, or "all" of them at once.
         lam_per: one lam for a "batch", or one for a "pair" of parents.
-        generator: source of all randomness, a `numpy.random.Generator`; its state is part of a checkpoint.
+        generator: source of all randomness, a `numpy.random.Generator`; its state is part of a
+            checkpoint.
     """
 
     def __init__(
@@ -134,11 +145,14 @@ class Metrix(nn.Module):
         """Clean loss plus w times mixed loss of a batch, a scalar (eq-total).
 
         Args:
-            embeddings, labels, indices_tuple, ref_emb, ref_labels: as for `GenericLoss.forward`. Parents are taken from
-                the same candidates: those that a miner keeps, or those of a memory.
-            mix: (i, j, lam) -> embeddings of the examples i and j mixed in another space than the embeddings', (U, D);
-                i and j are positions in the batch, (U,), lam a number or (U,). None: embeddings are mixed.
-            lam, pairs: what is otherwise drawn. lam is a number or a matrix with lam[i, j] for the parents i and j.
+            embeddings, labels, indices_tuple, ref_emb, ref_labels: as for `GenericLoss.forward`.
+                Parents are taken from the same candidates: those that a miner keeps, or those of a
+                memory.
+            mix: (i, j, lam) -> embeddings of the examples i and j mixed in another space than the
+                embeddings', (U, D); i and j are positions in the batch, (U,), lam a number or (U,).
+                None: embeddings are mixed.
+            lam, pairs: what is otherwise drawn. lam is a number or a matrix with lam[i, j] for the
+                parents i and j.
 
         Raises:
             ValueError: as `GenericLoss.forward`; an unknown kind of pair; lam outside [0, 1].
@@ -166,7 +180,7 @@ class Metrix(nn.Module):
             mixed = self._mixed_candidates(clean, rows, families, mix, lam)
         return total + self.weight * mixed
 
-    # -- what is random -----------------------------------------------------------------------------------------------
+    # -- what is random
 
     def _draw_kinds(self) -> tuple[str, ...]:
         if self.draw == "all":
@@ -180,15 +194,16 @@ class Metrix(nn.Module):
         drawn = self.generator.beta(self.alpha, self.alpha, size=(max(a, n), max(a, n)))
         return torch.from_numpy(drawn).to(clean.similarity)
 
-    # -- M(a): who is mixed with whom ---------------------------------------------------------------------------------
+    # -- M(a): who is mixed with whom
 
     def _parents(
         self, pairs: Comparison, kinds: Sequence[str], fine: Tensor
     ) -> tuple[Tensor, list[Parents]] | None:
-        """The anchors that may have parents of the drawn kinds, (A',), and their mixed candidates, a family a kind.
+        """The anchors that may have parents of the drawn kinds, (A',), and their mixed candidates,
+        a family a kind.
 
-        The one look at the device of a step is here: how many positives each anchor has, and whether the batch is `fine`
-        (None if it is not).
+        The one look at the device of a step is here: how many positives each anchor has, and
+        whether the batch is `fine` (None if it is not).
         """
         with torch.no_grad():
             positive = pairs.label & pairs.mask
@@ -215,7 +230,8 @@ class Metrix(nn.Module):
             return rows, [_BUILD[kind](p, p_mask, q, hard > -torch.inf) for kind in kinds]
 
     def _positives(self, positive: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """The positives of each anchor, first to last, in `most` columns: positions and mask, (A', P)."""
+        """The positives of each anchor, first to last, in `most` columns: positions and mask, (A',
+        P)."""
         if self.positives is not None:
             most = min(most, self.positives)
             noise = torch.from_numpy(self.generator.random(positive.shape)).to(positive.device)
@@ -228,7 +244,7 @@ class Metrix(nn.Module):
             value = value.gather(1, by)
         return index, value >= 1
 
-    # -- l~ -----------------------------------------------------------------------------------------------------------
+    # -- l~ --
 
     def _mixed_candidates(
         self, clean: Comparison, rows: Tensor, families, mix: Mix | None, lam
@@ -253,7 +269,8 @@ class Metrix(nn.Module):
             return self.loss.reduce(torch.cat(similarity, 1), torch.cat(label, 1), mask)
 
     def _from_gram(self, clean: Comparison, rows: Tensor, family: Parents, lam) -> Tensor:
-        """s(a, v) of mixed embeddings from the similarities that the clean loss has, (A', M); eq-gram."""
+        """s(a, v) of mixed embeddings from the similarities that the clean loss has, (A', M);
+        eq-gram."""
         s = clean.similarity if len(rows) == len(clean.similarity) else clean.similarity[rows]
         s_j = s.gather(1, family.j)
         if family.i is None:
@@ -262,7 +279,8 @@ class Metrix(nn.Module):
         return mixed_similarity(s.gather(1, family.i), s_j, s_ij, lam)
 
     def _from_mix(self, clean: Comparison, rows: Tensor, family: Parents, lam, mix: Mix) -> Tensor:
-        """s(a, v) of examples mixed in another space, each pair once however many anchors use it, (A', M)."""
+        """s(a, v) of examples mixed in another space, each pair once however many anchors use it,
+        (A', M)."""
         i = rows[:, None].expand_as(family.j) if family.i is None else family.i
         size = len(clean.candidates)
         key, where = (i * size + family.j)[family.mask].unique(return_inverse=True)  # (U,)
@@ -277,10 +295,11 @@ class Metrix(nn.Module):
             return s.gather(1, index)
 
     def _mixed_anchors(self, clean: Comparison, rows: Tensor, families, mix: Mix, lam) -> Tensor:
-        """mean l~ for proxies as candidates and mixing in another space: a proxy has no image, so the example is mixed.
+        """mean l~ for proxies as candidates and mixing in another space: a proxy has no image, so
+        the example is mixed.
 
-        Parents are those of `families` among the examples. The mixed example takes the anchor's place, its label to the
-        proxies mixed from its parents'; s(a, v) is symmetric.
+        Parents are those of `families` among the examples. The mixed example takes the anchor's
+        place, its label to the proxies mixed from its parents'; s(a, v) is symmetric.
         """
         size = len(clean.anchors)
         first = [rows[:, None].expand_as(f.j) if f.i is None else f.i for f in families]
@@ -337,7 +356,8 @@ _BUILD = dict(
 
 
 def _between_parents(clean: Comparison, family: Parents) -> Tensor:
-    """s(x_i, x_j) of the parents, (A', M): from the Gram matrix where there is one or it is cheap, else pair by pair."""
+    """s(x_i, x_j) of the parents, (A', M): from the Gram matrix where there is one or it is cheap,
+    else pair by pair."""
     x, n = clean.candidates, len(clean.candidates)
     gathered = (
         family.i.numel() if family.grid is None else sum(index.numel() for index in family.grid)

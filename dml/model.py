@@ -1,9 +1,12 @@
-"""Images to unit embeddings, in three steps that mixing can enter: image -> feature maps -> pooled -> embedding.
+"""Images to unit embeddings, in three steps that mixing can enter: image -> feature maps -> pooled
+-> embedding.
 
 Read in the chapters "mixup variants" and "training and evaluation" (book/04_training).
 """
 
 from __future__ import annotations
+
+import itertools
 
 import timm
 import torch
@@ -12,15 +15,17 @@ from torch import Tensor, nn
 
 from dml.mixup import Mix, interpolate
 
-# Where Metrix mixes: the images (the whole network runs on the mixed ones), the last feature maps (pooling and the
-# embedding layer run again), or the embeddings (nothing runs again).
+# Where Metrix mixes: the images (the whole network runs on the mixed ones), the last feature maps
+# (pooling and the embedding layer run again), or the embeddings (nothing runs again).
 SPACES = ("input", "feature", "embed")
 
 
 class SmallCNN(nn.Sequential):
-    """A small network for images of about 32 x 32 pixels, trained from scratch in minutes without a GPU.
+    """A small network for images of about 32 x 32 pixels, trained from scratch in minutes without a
+    GPU.
 
-    Five 3 x 3 convolutions with batch norm, a factor 8 of pooling: (B, C, 32, 32) -> (B, 256, 4, 4).
+    Five 3 x 3 convolutions with batch norm, a factor 8 of pooling: (B, C, 32, 32) -> (B, 256, 4,
+    4).
     """
 
     num_features = 256
@@ -29,7 +34,7 @@ class SmallCNN(nn.Sequential):
         widths = (in_chans, 32, 64, 128, 128, 256)
         pool_after = (0, 1, 3)  # 32 -> 16 -> 8 -> 4 pixels
         layers: list[nn.Module] = []
-        for n, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for n, (before, after) in enumerate(itertools.pairwise(widths)):
             layers += [
                 nn.Conv2d(before, after, 3, padding=1, bias=False),
                 nn.BatchNorm2d(after),
@@ -44,15 +49,19 @@ class EmbeddingModel(nn.Module):
     """Backbone, average plus max pooling, a linear layer and unit length, as Metrix's code has it.
 
     Args:
-        backbone: "small" (`SmallCNN`) or any timm model with feature maps, such as "resnet50.tv_in1k".
+        backbone: "small" (`SmallCNN`) or any timm model with feature maps, such as
+            "resnet50.tv_in1k".
         embedding_size: D.
         in_chans: channels of the images.
-        weights: "none" for random weights, "pretrained" for timm's, or the path of a state dict for the backbone.
-        mean, std: the images' normalisation in [0, 1], numbers or one per channel; timm's own where it has one.
+        weights: "none" for random weights, "pretrained" for timm's, or the path of a state dict for
+            the backbone.
+        mean, std: the images' normalisation in [0, 1], numbers or one per channel; timm's own where
+            it has one.
 
     Raises:
-        ValueError: an unknown backbone. RuntimeError: weights that cannot be had; the message says which, from where and
-            how to give them by hand. Never does it fall back to random weights.
+        ValueError: an unknown backbone. RuntimeError: weights that cannot be had; the message says
+            which, from where and how to give them by hand. Never does it fall back to random
+            weights.
     """
 
     def __init__(
@@ -77,7 +86,8 @@ class EmbeddingModel(nn.Module):
         nn.init.zeros_(self.embedding.bias)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 images to normalised floats, on the device: a byte travels cheaper than a float, (B, C, H, W)."""
+        """uint8 images to normalised floats, on the device: a byte travels cheaper than a float,
+        (B, C, H, W)."""
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def features(self, inputs: Tensor) -> Tensor:
@@ -97,7 +107,8 @@ class EmbeddingModel(nn.Module):
         return self.head(self.pool(self.features(self.prepare(images))))
 
     def mixer(self, space: str, inputs: Tensor, maps: Tensor) -> Mix | None:
-        """What `Metrix` calls to mix and embed pairs of this batch in a space of `SPACES`; None for "embed".
+        """What `Metrix` calls to mix and embed pairs of this batch in a space of `SPACES`; None for
+        "embed".
 
         Args:
             space: one of `SPACES`.
@@ -116,9 +127,11 @@ class EmbeddingModel(nn.Module):
 
 
 def pool_mixed(maps: Tensor, i: Tensor, j: Tensor, lam: float | Tensor) -> Tensor:
-    """Average plus max pooling of U mixed feature maps, (B, F, h, w) -> (U, F), without keeping the mixed maps.
+    """Average plus max pooling of U mixed feature maps, (B, F, h, w) -> (U, F), without keeping the
+    mixed maps.
 
-    The average of a mixture is the mixture of averages; only the maximum has to see the mixed maps, and does so in blocks.
+    The average of a mixture is the mixture of averages; only the maximum has to see the mixed maps,
+    and does so in blocks.
     """
     return interpolate(maps.mean((2, 3)), i, j, lam) + MixedMax.apply(maps, i, j, lam)
 
@@ -126,8 +139,8 @@ def pool_mixed(maps: Tensor, i: Tensor, j: Tensor, lam: float | Tensor) -> Tenso
 class MixedMax(torch.autograd.Function):
     """max over positions of lam maps_i + (1 - lam) maps_j, (U, F).
 
-    Forward goes through U in blocks; of each mixed map only the position of its maximum is kept, which is where its
-    gradient goes, lam of it to i and 1 - lam to j.
+    Forward goes through U in blocks; of each mixed map only the position of its maximum is kept,
+    which is where its gradient goes, lam of it to i and 1 - lam to j.
     """
 
     BLOCK = 1 << 22  # numbers of mixed maps held at a time: 16 MiB of float32
@@ -198,8 +211,9 @@ def _backbone(name: str, in_chans: int, weights: str) -> nn.Module:
 def _by_hand(name: str, error: Exception) -> str:
     """Which weights were wanted, from where, and how to give them."""
     config = timm.get_pretrained_cfg(name)
-    source = config and (config.hf_hub_id and f"hub {config.hf_hub_id}" or config.url)
+    source = config and ((config.hf_hub_id and f"hub {config.hf_hub_id}") or config.url)
     return (
         f"the pretrained weights of {name} cannot be had ({type(error).__name__}: {error}). "
-        f"They come from {source or 'nowhere: timm has none for it'}; fetch the state dict there, and give its path as weights=PATH"
+        f"They come from {source or 'nowhere: timm has none for it'}; fetch the state dict there "
+        "and give its path as weights=PATH"
     )

@@ -1,7 +1,9 @@
-"""Runs and their records: the only file that knows the folder results/ (book/05_results, book/99_provenance).
+"""Runs and their records: the only file that knows the folder results/ (book/05_results,
+book/99_provenance).
 
-A run is one notebook, book/04_training, executed by papermill with a recipe of parameters. It leaves, in
-results/runs/<id>/, `record.json` and the executed notebook; while it runs, a checkpoint that git ignores.
+A run is one notebook, book/04_training, executed by papermill with a recipe of parameters. It
+leaves, in results/runs/<id>/, `record.json` and the executed notebook; while it runs, a checkpoint
+that git ignores.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ TRAINING = BOOK / "04_training.ipynb"
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy", "scikit-learn")
 KEYS = {"id", "config", "metrics", "history", "seconds", "device", "versions", "commit"}
 
-# The smoke-size runs that `make book` makes where they are missing: the baseline and Metrix in two spaces, three seeds.
+# The smoke-size runs that `make book` makes where they are missing: the baseline and Metrix in two
+# spaces, three seeds.
 SMOKE = [
     ("glyphs-smoke", {"mix": mix, "seed": seed})
     for seed in range(3)
@@ -36,7 +39,8 @@ SMOKE = [
 
 
 def results() -> Path:
-    """The results folder: results/ of the project, or the environment's DML_RESULTS (as the tests set it)."""
+    """The results folder: results/ of the project, or the environment's DML_RESULTS (as the tests
+    set it)."""
     return Path(os.environ.get("DML_RESULTS", ROOT / "results"))
 
 
@@ -50,7 +54,7 @@ def checkpoint(run_id: str) -> Path:
     return folder(run_id) / "checkpoint.pt"
 
 
-# -- Records -----------------------------------------------------------------------------------------------------------
+# -- Records --
 
 
 def write(config: train.Config, outcome: dict) -> dict:
@@ -121,10 +125,12 @@ def finished(config: train.Config) -> dict | None:
 
 
 def load(**where) -> pd.DataFrame:
-    """All records as a table, a row a run: id, every setting, the last epoch's metrics and the best epoch's ("best_...").
+    """All records as a table, a row a run: id, every setting, the last epoch's metrics and the best
+    epoch's ("best_...").
 
     Args:
-        where: settings to select by, a value or a list of values: `load(dataset="glyphs", mix=["none", "embed"])`.
+        where: settings to select by, a value or a list of values: `load(dataset="glyphs",
+            mix=["none", "embed"])`.
     """
     rows = []
     for path in sorted((results() / "runs").glob("*/record.json")):
@@ -146,7 +152,8 @@ def load(**where) -> pd.DataFrame:
 
 
 def history(table: pd.DataFrame) -> pd.DataFrame:
-    """The learning curves of the runs of `load`, a row an epoch of a run, with the run's settings beside it."""
+    """The learning curves of the runs of `load`, a row an epoch of a run, with the run's settings
+    beside it."""
     rows = []
     for run in table.to_dict("records"):
         record = read(folder(run["id"]) / "record.json")
@@ -167,7 +174,8 @@ def _columns() -> list[str]:
 
 
 def _commit() -> str | None:
-    """The commit that made a run, with "+" where the working tree differs from it; None outside of a clone."""
+    """The commit that made a run, with "+" where the working tree differs from it; None outside of
+    a clone."""
     try:
         git = ["git", "-C", str(ROOT)]
         head = subprocess.run(
@@ -185,7 +193,7 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+" if state.stdout.strip() else "")
 
 
-# -- Executing the training notebook -----------------------------------------------------------------------------------
+# -- Executing the training notebook
 
 
 def recipe(name: str) -> dict:
@@ -196,9 +204,8 @@ def recipe(name: str) -> dict:
     """
     path = RECIPES / f"{name}.yaml"
     if not path.exists():
-        raise ValueError(
-            f"no recipe {name!r}. There are: {', '.join(sorted(p.stem for p in RECIPES.glob('*.yaml')))}"
-        )
+        names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+        raise ValueError(f"no recipe {name!r}. There are: {', '.join(names)}")
     return yaml.safe_load(path.read_text()) or {}
 
 
@@ -208,7 +215,8 @@ def configure(recipe_name: str, overrides: dict) -> train.Config:
 
 
 def execute(recipe_name: str, overrides: dict, force: bool = False) -> dict:
-    """Make a run unless it is finished: papermill executes the training notebook; returns its record.
+    """Make a run unless it is finished: papermill executes the training notebook; returns its
+    record.
 
     Args:
         recipe_name: a file of book/recipes, without the ending.

@@ -1,4 +1,5 @@
-"""Training as the algorithm box of the paper: one flat configuration, one loop (book/04_training)."""
+"""Training as the algorithm box of the paper: one flat configuration, one loop
+(book/04_training)."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run. The parameters cell of book/04_training has the same names, one a line."""
+    """Everything that decides a run. The parameters cell of book/04_training has the same names,
+    one a line."""
 
     dataset: str = "glyphs"  # a name of dml.data.NAMES
     dataset_options: dict = field(
@@ -96,7 +98,8 @@ class Config:
     def from_namespace(cls, namespace: dict) -> Config:
         """The configuration that a notebook's parameters make, given its `globals()`.
 
-        papermill only warns of a parameter that a notebook does not have, and adds it; here it stops the run.
+        papermill only warns of a parameter that a notebook does not have, and adds it; here it
+        stops the run.
 
         Raises:
             ValueError: a name that is not a field, with the list of those that are.
@@ -125,7 +128,8 @@ class Config:
 
 
 def _check_types(config: Config) -> None:
-    """Refuse a value of the wrong type, by the annotation; lists from YAML become tuples, whole numbers floats."""
+    """Refuse a value of the wrong type, by the annotation; lists from YAML become tuples, whole
+    numbers floats."""
     for f in dataclasses.fields(config):
         value, kinds = getattr(config, f.name), [kind.strip() for kind in f.type.split("|")]
         if isinstance(value, list):
@@ -230,7 +234,8 @@ def steps(
 
 @torch.inference_mode()
 def embed(network: nn.Module, split: data.Split, config: Config, device: torch.device) -> Tensor:
-    """Embeddings of a split in its order, (n, D) on the device, float32; the network is left in evaluation mode."""
+    """Embeddings of a split in its order, (n, D) on the device, float32; the network is left in
+    evaluation mode."""
     network.eval()
     batches = data.loader(split, 500, workers=config.workers)
     with torch.autocast(device.type, PRECISIONS[config.precision], config.precision != "float32"):
@@ -238,7 +243,8 @@ def embed(network: nn.Module, split: data.Split, config: Config, device: torch.d
 
 
 def evaluate_on(network: nn.Module, sets: data.Sets, config: Config, device: torch.device) -> dict:
-    """Retrieval metrics on the test classes: query against gallery where there is one, else among themselves."""
+    """Retrieval metrics on the test classes: query against gallery where there is one, else among
+    themselves."""
     query = embed(network, sets.query, config, device)
     labels = sets.query.labels.to(device)
     if sets.gallery is None:
@@ -255,12 +261,13 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
     Args:
         config: the run.
         sets: from `dml.data.load`.
-        checkpoint: a file that is written after each epoch and continued from where it exists; None keeps none.
+        checkpoint: a file that is written after each epoch and continued from where it exists; None
+            keeps none.
 
     Returns:
-        The trained network, and a dict: `metrics` ("last" epoch, the headline, and the "best" by test Recall@1, which is
-        selected on test data as the papers do), `history` by epoch, `seconds`, `images_per_second`, `peak_memory_mb`
-        (of the GPU), `device`.
+        The trained network, and a dict: `metrics` ("last" epoch, the headline, and the "best" by
+        test Recall@1, which is selected on test data as the papers do), `history` by epoch,
+        `seconds`, `images_per_second`, `peak_memory_mb` (of the GPU), `device`.
     """
     device = pick_device(config.device)
     parts = build(config, sets, device)
@@ -350,7 +357,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-# -- Stopping is safe: the state after each epoch, whole or not at all -------------------------------------------------
+# -- Stopping is safe: the state after each epoch, whole or not at all
 
 _STATEFUL = ("network", "criterion", "optimizer", "schedule", "scaler")
 

@@ -1,4 +1,5 @@
-"""The formulas as double loops over Python numbers and single similarities: slow, and with nothing to get wrong."""
+"""The formulas as double loops over Python numbers and single similarities: slow, and with nothing
+to get wrong."""
 
 import itertools
 import math
@@ -6,7 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-# sigma+, sigma-, rho+, rho- and tau of the table of losses, as printed (book/02_generic_loss), on 0-d tensors
+# sigma+, sigma-, rho+, rho- and tau of the table of losses, as printed (book/02_generic_loss), on
+# 0-d tensors
 relu, log = torch.relu, torch.log
 
 
@@ -46,7 +48,8 @@ def table(name, **p):
 
 
 def side(sigma, rho, terms):
-    """sigma( sum w rho(s) ) over terms (w, s) of weight above 0; a log of an empty sum is left out."""
+    """sigma( sum w rho(s) ) over terms (w, s) of weight above 0; a log of an empty sum is left
+    out."""
     terms = [(w, s) for w, s in terms if w > 0]
     if not terms:
         value = sigma(torch.tensor(0.0, dtype=torch.float64))
@@ -83,7 +86,8 @@ def reduce(anchors, reduction):
 
 
 def clean_candidates(loss, embeddings, labels):
-    """For each anchor of a loss, its label, vector and candidates [(label, vector)]; an example is not its own."""
+    """For each anchor of a loss, its label, vector and candidates [(label, vector)]; an example is
+    not its own."""
     x = F.normalize(embeddings, dim=1)
     examples = list(zip(labels.tolist(), x, strict=True))
     proxies = list(enumerate(F.normalize(loss.proxies, dim=1))) if hasattr(loss, "proxies") else []
@@ -104,7 +108,8 @@ def clean(loss, row, embeddings, labels):
 
 
 def parent_pairs(kind, label, a, candidates, hardest):
-    """M(a): pairs of parents [(y, u), (y', u')] of one kind for one anchor; lam goes with the first."""
+    """M(a): pairs of parents [(y, u), (y', u')] of one kind for one anchor; lam goes with the
+    first."""
     positives = [x for y, x in candidates if y == label]
     negatives = [(n, x) for n, (y, x) in enumerate(candidates) if y != label]
     negatives = sorted(negatives, key=lambda nx: -(a @ nx[1]).item())[:hardest]
@@ -118,7 +123,8 @@ def parent_pairs(kind, label, a, candidates, hardest):
 
 
 def mixed(loss, row, embeddings, labels, kinds, hardest, lam):
-    """mean_a l~(a) over mixed embeddings, by the formula: every mixed vector is made and normalised."""
+    """mean_a l~(a) over mixed embeddings, by the formula: every mixed vector is made and
+    normalised."""
     anchors = []
     for label, a, candidates in clean_candidates(loss, embeddings, labels):
         terms = []

@@ -1,4 +1,5 @@
-"""Laws of the generic loss: the formula by double loop, pytorch-metric-learning's values, and what must stay finite."""
+"""Laws of the generic loss: the formula by double loop, pytorch-metric-learning's values, and what
+must stay finite."""
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def assert_same(ours, theirs, tolerance=1e-9):
         torch.testing.assert_close(a, b.to(a.dtype), rtol=tolerance, atol=tolerance)
 
 
-# -- the formula ------------------------------------------------------------------------------------------------------
+# -- the formula
 
 
 SOFTMAX = [
@@ -97,7 +98,7 @@ def test_the_distance_form_is_contrastive_on_euclidean_distances():
     )
 
 
-# -- pytorch-metric-learning ------------------------------------------------------------------------------------------
+# -- pytorch-metric-learning
 
 
 def library_pairs():
@@ -211,7 +212,7 @@ def test_the_librarys_memory_takes_our_loss():
         torch.testing.assert_close(values[0], values[1])
 
 
-# -- finite, always ---------------------------------------------------------------------------------------------------
+# -- finite, always
 
 DEGENERATE = {
     "no positives": (0, 1, 2, 3),
@@ -268,7 +269,7 @@ def test_the_order_of_the_batch_does_not_matter():
         torch.testing.assert_close(loss(embeddings[order], labels[order]), loss(embeddings, labels))
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------
+# -- bad input
 
 
 def test_bad_input_is_refused_by_name():

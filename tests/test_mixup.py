@@ -1,4 +1,5 @@
-"""Laws of Metrix: lambda 1 and 0 give the parents back, every loss, kind of pair and space equals the formula's loop."""
+"""Laws of Metrix: lambda 1 and 0 give the parents back, every loss, kind of pair and space equals
+the formula's loop."""
 
 import itertools
 
@@ -108,7 +109,8 @@ def test_the_gram_form_equals_the_similarity_to_the_mixed_vector():
 @pytest.mark.parametrize("name", [name for name in NAMES if make(name).reduction == "anchors"])
 @pytest.mark.parametrize("kind", mixup.PAIRS)
 def test_lambda_one_and_zero_give_the_parents_back(name, kind):
-    """l~(a) of unmixed candidates: l(a) over the first, or the second parents, as often as they are parents."""
+    """l~(a) of unmixed candidates: l(a) over the first, or the second parents, as often as they are
+    parents."""
     loss, (embeddings, labels) = make(name), batch(LABELS)
     metrix = mixup.Metrix(loss, kind, hardest=None, weight=1.0)
     pairs = loss.compare(embeddings, labels)
@@ -128,8 +130,9 @@ def test_lambda_one_and_zero_give_the_parents_back(name, kind):
 
 
 def test_lambda_one_recovers_the_clean_loss():
-    """Two examples a class: mixed with lambda 1, each anchor's only positive is all of V(a)'s positives. With one negative
-    for each, the contrastive loss over positive parents is the clean positive part."""
+    """Two examples a class: mixed with lambda 1, each anchor's only positive is all of V(a)'s
+    positives. With one negative for each, the contrastive loss over positive parents is the clean
+    positive part."""
     loss = losses.contrastive(margin=2.0)  # a margin no similarity reaches: only positives count
     embeddings, labels = batch((0, 0, 1, 1, 2, 2))
     metrix = mixup.Metrix(loss, "positive-negative", hardest=1, weight=1.0)
@@ -143,7 +146,8 @@ def test_the_order_of_the_batch_does_not_matter(name):
     loss, (embeddings, labels) = make(name), batch(LABELS)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))
     metrix = mixup.Metrix(loss, mixup.PAIRS, draw="all")
-    torch.testing.assert_close(  # two of a kind are ordered by the batch, which lambda = 1/2 does not see
+    # two of a kind are ordered by the batch, which lambda = 1/2 does not see
+    torch.testing.assert_close(
         metrix(embeddings[order], labels[order], lam=0.5), metrix(embeddings, labels, lam=0.5)
     )
     metrix = mixup.Metrix(loss, draw="all")

@@ -4,7 +4,9 @@
    chapter also depends on the module, the recipes and the results, so their hash is part of the
    place where executed chapters are kept: change any of them and every chapter is executed again.
 2. Interactive figures load plotly from the book itself, so that the pages need no network.
-3. Sphinx 7.4 adds some scripts to a page twice, which is an error in the browser.
+3. Sphinx warns of a page when it reads it, and reads it again only when it changes. After a build
+   with warnings every page is read again, so that building twice does not make an error go away.
+4. Sphinx 7.4 adds some scripts to a page twice, which is an error in the browser.
 """
 
 import hashlib
@@ -46,6 +48,11 @@ def read_forced_pages_again(app, env, added, changed, removed):
     return [p for p in pages if env.nb_metadata[p].get("exec_data", {}).get("method") == "force"]
 
 
+def forget_pages_read_with_warnings(app, error):
+    if app._warncount:
+        (Path(app.doctreedir) / "environment.pickle").unlink(missing_ok=True)
+
+
 def bring_plotly(app, error):
     if error is None and app.builder.format == "html":
         plotly = resources.files("plotly") / "package_data" / "plotly.min.js"
@@ -62,5 +69,6 @@ def setup(app):
     app.connect("config-inited", keep_executed_chapters_by_inputs)
     app.connect("env-get-outdated", read_forced_pages_again)
     app.connect("html-page-context", drop_repeated_scripts, priority=900)
+    app.connect("build-finished", forget_pages_read_with_warnings)
     app.connect("build-finished", bring_plotly)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,11 +1,15 @@
-"""How the book's figures look: one style, three sizes, and a colour that means the same everywhere.
+"""How the book's figures look: one style, three sizes, a colour that means the same everywhere.
 
-Functions take data and return the figure; captions and alternative texts belong to the chapters' cells.
+Functions take data and return the figure; captions and alternative texts belong to the cells that
+call them.
 """
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.figure import Figure
+import torch
+import torch.nn.functional as F
+from matplotlib.colors import LinearSegmentedColormap
 
 # inches; a page of the book is as wide as "wide"
 SIZE = {"small": (4.0, 3.0), "medium": (6.0, 3.75), "wide": (8.0, 3.75)}
@@ -20,6 +24,10 @@ COLOUR = {
     "positive": "#56b4e9",
     "negative": "#d55e00",
 }
+# a label between 0, negative, and 1, positive
+LABELS = LinearSegmentedColormap.from_list(
+    "labels", [COLOUR["negative"], "#f4f4f4", COLOUR["positive"]]
+)
 CARD = "#ffffff"  # behind every figure, so that its ink reads on a light and on a dark page
 
 
@@ -53,7 +61,7 @@ def use_style() -> None:
 
 
 def interactive(figure):
-    """A plotly figure that the rendered page shows without a kernel or a network, and JupyterLab as it does.
+    """A plotly figure that works in the rendered page without kernel or network, and in JupyterLab.
 
     Args:
         figure: a `plotly.graph_objects.Figure`, whose colours should be those of `COLOUR`.
@@ -80,6 +88,12 @@ class _Bundle:
         return self.forms
 
 
+def _subplots(*shape, figsize, **options):
+    """As pyplot's, but the figure is nobody's current one: shown once, where a cell returns it."""
+    figure = Figure(figsize=figsize)
+    return figure, figure.subplots(*shape, **options)
+
+
 def run_curve(record: dict):
     """One run by epoch: training loss, and Recall@1 on the test classes.
 
@@ -89,7 +103,7 @@ def run_curve(record: dict):
     history = record["history"]
     tested = [row for row in history if "recall_at_1" in row]
     colour = COLOUR[record["config"]["mix"]]
-    figure, (left, right) = plt.subplots(1, 2, figsize=SIZE["wide"])
+    figure, (left, right) = _subplots(1, 2, figsize=SIZE["wide"])
     left.plot([row["epoch"] for row in history], [row["loss"] for row in history], color=colour)
     left.set(xlabel="epoch", ylabel="training loss")
     recall = [100 * row["recall_at_1"] for row in tested]
@@ -110,7 +124,7 @@ def pulls(similarity, by_loss: dict):
         similarity: (n,), of the candidate to the anchor.
         by_loss: name -> -dl/ds for a positive and for a negative, (n,) each.
     """
-    figure, axes = plt.subplots(2, 4, figsize=(SIZE["wide"][0], 4.2), sharex=True)
+    figure, axes = _subplots(2, 4, figsize=(SIZE["wide"][0], 4.2), sharex=True)
     for axis, (name, (positive, negative)) in zip(axes.flat, by_loss.items(), strict=True):
         axis.plot(similarity, positive, color=COLOUR["positive"], label="on a positive")
         axis.plot(similarity, negative, color=COLOUR["negative"], label="on a negative")
@@ -129,7 +143,7 @@ def additivity(similarity, by_loss: dict):
         similarity: (n,), of the negative.
         by_loss: name -> -dl/ds alone and beside another negative, (n,) each.
     """
-    figure, axes = plt.subplots(1, len(by_loss), figsize=SIZE["wide"], sharex=True)
+    figure, axes = _subplots(1, len(by_loss), figsize=SIZE["wide"], sharex=True)
     for axis, (name, (alone, beside)) in zip(axes, by_loss.items(), strict=True):
         axis.plot(similarity, alone, color=COLOUR["negative"], label="alone")
         axis.plot(similarity, beside, color="black", linestyle="--", label="beside another")
@@ -147,7 +161,7 @@ def two_forms(similarity, by_form: dict):
         similarity: (n,), of the candidate.
         by_form: name -> -dl/ds for a positive and for a negative, (n,) each.
     """
-    figure, axes = plt.subplots(1, 2, figsize=SIZE["wide"], sharex=True)
+    figure, axes = _subplots(1, 2, figsize=SIZE["wide"], sharex=True)
     for (name, curves), style in zip(by_form.items(), ("-", "--"), strict=True):
         for axis, curve, kind in zip(axes, curves, ("positive", "negative"), strict=True):
             axis.plot(similarity, curve, style, color=COLOUR[kind], label=name)
@@ -155,4 +169,50 @@ def two_forms(similarity, by_form: dict):
             axis.set_xlabel("similarity $s$")
     axes[0].set_ylabel(r"$-\partial\ell / \partial s$")
     axes[1].legend()
+    return figure
+
+
+def mixing_pairs(x, labels, metrix, lam: float):
+    """The mixed candidates of the first example of a batch in the plane, a panel a kind of pair.
+
+    Args:
+        x: unit embeddings, (B, 2).
+        labels: (B,).
+        metrix: a `dml.mixup.Metrix`, which says who is mixed with whom.
+        lam: of the mixing.
+    """
+    pairs = metrix.loss.compare(x, labels)
+    figure, axes = _subplots(2, 2, figsize=(SIZE["wide"][0], 7.0))
+    for axis, kind in zip(axes.flat, metrix.pairs, strict=True):
+        rows, (family,) = metrix._parents(pairs, (kind,), torch.tensor(True))
+        here = family.mask[0] & (rows[0] == 0)
+        j = x[family.j[0][here]]
+        i = x[:1].expand_as(j) if family.i is None else x[family.i[0][here]]
+        v = F.normalize(lam * i + (1 - lam) * j, dim=1)
+        y = lam * family.label_i + (1 - lam) * family.label_j
+        axis.add_patch(plt.Circle((0, 0), 1, fill=False, color="#c8ccd0"))
+        for parent in (i, j):
+            axis.plot(*torch.stack([parent, v]).permute(2, 0, 1), color="#9aa0a6", linewidth=0.8)
+        for c, marker in zip(labels.unique(), ("o", "s", "^"), strict=True):
+            kind_of = "positive" if c == labels[0] else "negative"
+            of_class = x[labels == c]
+            axis.scatter(*of_class.T, marker=marker, s=60, color=COLOUR[kind_of], zorder=3)
+        axis.scatter(*x[0], marker="o", s=160, facecolor="none", edgecolor="black", zorder=4)
+        axis.scatter(
+            *v.T,
+            marker="D",
+            s=34,
+            c=[y] * len(v),
+            cmap=LABELS,
+            vmin=0,
+            vmax=1,
+            zorder=5,
+            edgecolor="black",
+            linewidth=0.6,
+        )
+        axis.annotate("anchor", x[0], xytext=(6, 8), textcoords="offset points")
+        axis.set(
+            title=f"{kind}, label {y:.1f}", xlim=(-1.15, 1.15), ylim=(-0.55, 1.2), aspect="equal"
+        )
+        axis.axis("off")
     return figure

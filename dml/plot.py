@@ -6,10 +6,11 @@ call them.
 
 import matplotlib as mpl
 import seaborn as sns
-from matplotlib.figure import Figure
 import torch
 import torch.nn.functional as F
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 
 # inches; a page of the book is as wide as "wide"
 SIZE = {"small": (4.0, 3.0), "medium": (6.0, 3.75), "wide": (8.0, 3.75)}
@@ -190,7 +191,7 @@ def mixing_pairs(x, labels, metrix, lam: float):
         i = x[:1].expand_as(j) if family.i is None else x[family.i[0][here]]
         v = F.normalize(lam * i + (1 - lam) * j, dim=1)
         y = lam * family.label_i + (1 - lam) * family.label_j
-        axis.add_patch(plt.Circle((0, 0), 1, fill=False, color="#c8ccd0"))
+        axis.add_patch(Circle((0, 0), 1, fill=False, color="#c8ccd0"))
         for parent in (i, j):
             axis.plot(*torch.stack([parent, v]).permute(2, 0, 1), color="#9aa0a6", linewidth=0.8)
         for c, marker in zip(labels.unique(), ("o", "s", "^"), strict=True):

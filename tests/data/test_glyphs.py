@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+
+from dml import data
+from dml.data import glyphs
+
+
+def pixels_recall_at_1(split):
+    x = torch.nn.functional.normalize(split.images.flatten(1).float(), dim=1)
+    similarity = (x @ x.T).fill_diagonal_(-1)
+    return (split.labels[similarity.argmax(1)] == split.labels).float().mean().item()
+
+
+def test_the_whole_set_has_thousands_of_classes_each_in_many_typefaces():
+    sets = data.load("glyphs")
+    for split in (sets.train, sets.query):
+        assert 1200 < len(split.classes) < 2000
+        assert 14_000 < len(split) < 24_000
+        assert split.labels.bincount().min() >= glyphs.MIN_TYPEFACES
+        assert split.labels.bincount().max() <= len(glyphs.TYPEFACES)
+        assert split.images.shape[1:] == (1, 32, 32) and split.images.dtype == torch.uint8
+    assert sets.gallery is None
+
+
+def test_classes_of_train_and_test_are_disjoint_random_halves():
+    sets = data.load("glyphs")
+    train, query = set(sets.train.classes), set(sets.query.classes)
+    assert not train & query and abs(len(train) - len(query)) <= 1
+    assert {"LATIN CAPITAL LETTER A", "LATIN SMALL LETTER B"} <= train | query
+    assert train != set(data.load("glyphs", seed=1).train.classes)
+
+
+def test_characters_whose_drawings_coincide_are_kept_once():
+    names = {*data.load("glyphs").train.classes, *data.load("glyphs").query.classes}
+    assert "LATIN CAPITAL LETTER A" in names
+    assert not names & {"GREEK CAPITAL LETTER ALPHA", "CYRILLIC CAPITAL LETTER A"}
+    drawings, codes = glyphs.draw(32)
+    owner = {}
+    for drawing, code in zip(drawings, codes, strict=True):
+        assert owner.setdefault(drawing.tobytes(), code) == code
+
+
+def test_a_smaller_set_is_part_of_the_whole_and_its_images_are_the_same():
+    whole, part = data.load("glyphs"), data.load("glyphs", classes=40)
+    assert len(part.train.classes) == len(part.query.classes) == 20
+    for small, large in ((part.train, whole.train), (part.query, whole.query)):
+        assert set(small.classes) <= set(large.classes)
+        name = small.classes[7]
+        mine = small.images[small.labels == 7]
+        theirs = large.images[large.labels == large.classes.index(name)]
+        assert torch.equal(mine, theirs)
+
+
+def test_equal_seeds_draw_equal_images_and_others_do_not():
+    glyphs._all.cache_clear()
+    first = data.load("glyphs", classes=20).query.images
+    glyphs._all.cache_clear()
+    assert torch.equal(first, data.load("glyphs", classes=20).query.images)
+    assert not torch.equal(first[:100], data.load("glyphs", classes=20, seed=1).query.images[:100])
+
+
+def test_without_distortion_and_noise_an_image_is_the_upright_drawing():
+    sets = data.load("glyphs", classes=8, distortion=0, noise=0)
+    drawings, _ = glyphs.draw(32)
+    halved = drawings.reshape(-1, 32, 2, 32, 2).mean((2, 4))
+    for image in sets.train.images[:, 0].numpy():
+        assert np.abs(halved - image).max((1, 2)).min() <= 1
+
+
+def test_distortion_and_noise_each_make_pixels_fail():
+    clean, bent, noisy = (
+        pixels_recall_at_1(data.load("glyphs", classes=200, **options).query)
+        for options in (
+            {"distortion": 0, "noise": 0},
+            {"noise": 0},
+            {"distortion": 0, "noise": 0.5},
+        )
+    )
+    assert bent < clean - 0.2 and noisy < clean - 0.1
+
+
+def test_raw_pixels_find_less_than_a_third_on_the_whole_test_set():
+    assert pixels_recall_at_1(data.load("glyphs").query) < 0.35
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit"),
+    [
+        ({"classes": 3}, "classes=3"),
+        ({"classes": 10**6}, "classes=1000000"),
+        ({"distortion": -1}, "distortion=-1"),
+        ({"noise": -0.1}, "noise=-0.1"),
+        ({"size": 2}, "size=2"),
+    ],
+)
+def test_an_option_out_of_range_is_named(options, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        data.load("glyphs", **options)

@@ -1,0 +1,329 @@
+"""Retrieval measures, exact, at matrix-product speed (book/01_retrieval, book/05_results).
+
+Everything here follows from one number: how many negatives come before a positive in the list of a
+query's neighbours. With n_j negatives before the j-th nearest of a query's R positives, that
+positive has rank n_j + j, and
+
+    Recall@K     = 1 if n_1 < K else 0
+    R-Precision  = #{j : n_j + j <= R} / R
+    MAP@R        = 1/R  sum over {j : n_j + j <= R} of  j / (n_j + j)
+
+averaged over the queries (Musgrave et al., A Metric Learning Reality Check, ECCV 2020, section 3.2,
+for the last two). So no list is ever sorted for Recall@K: one pass over the similarities counts.
+
+**Similarity** is the cosine: the inner product of the L2-normalised embeddings (in float32 unless
+they are float64), in exact arithmetic. **Ties** are decided against us: a negative that is as
+similar as a positive comes before it. So a collapsed model, whose embeddings are all equal, has
+Recall@K = 0 and not 1.
+
+The passes run in float32, whose rounding error is bounded; a query whose verdict could change
+within that bound is counted again in float64. So results depend neither on the block size, nor on
+the order of the examples, nor on the library that multiplies the matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+from torch import Tensor
+
+TIE = 1e-12  # closer than this is equal: well above float64's rounding, well below float32's
+
+
+@torch.no_grad()
+def retrieval(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    gallery: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+    k: Sequence[int] = (1, 2, 4, 8),
+    at_r: bool = True,
+    clustering: bool = False,
+    seed: int = 0,
+    block: int = 2**22,
+) -> dict[str, float | int]:
+    """How well nearest neighbours share a query's class.
+
+    Every embedding is a query once: among all others, itself left out, or among a `gallery`. A
+    query without any relevant candidate (the only image of its class) is left out and counted; it
+    remains a candidate for the others.
+
+    Args:
+        embeddings: of the queries, (n, D), any length and float type, on any device.
+        labels: their classes, (n,) integers.
+        gallery: embeddings that are searched, (m, D); None searches the queries among themselves.
+        gallery_labels: their classes, (m,).
+        k: the K of Recall@K, each from 1 to the number of candidates.
+        at_r: also R-Precision and MAP@R, which look at the R nearest rather than at the first
+            positive; without them the pass is about twice as fast.
+        clustering: also NMI and AMI of k-means with as many clusters as there are classes, which
+            takes much longer than all else.
+        seed: of k-means.
+        block: similarities held in memory at once; no result depends on it.
+
+    Returns:
+        In [0, 1]: `recall_at_<K>` for each K, `precision_at_1`, and as asked `r_precision`,
+        `mean_average_precision_at_r`, `nmi`, `ami`; and the numbers of `queries` and of
+        `queries_left_out`.
+
+    Raises:
+        ValueError: shapes that do not fit, embeddings that are not finite (with the first row), a K
+            outside its range, one of gallery and gallery_labels without the other, no query with a
+            relevant candidate.
+    """
+    search = _search(embeddings, labels, gallery, gallery_labels)
+    candidates = len(search.gallery) - search.alone
+    if wrong := [value for value in k if not 1 <= value <= candidates]:
+        raise ValueError(f"k={wrong[0]} must be from 1 to the number of candidates, {candidates}")
+    rows = search.relevant.nonzero()[:, 0]  # the queries that can be answered
+    if len(rows) == 0:
+        raise ValueError(
+            f"none of the {len(search.query)} queries has a candidate of its own class"
+        )
+    ks = torch.tensor(sorted({1, *k}), device=rows.device)
+    with _full_precision(rows.device.type):
+        if at_r:
+            first, r_precision, average_precision = _count_before_each(search, rows, ks, block)
+        else:
+            first = _count_before_first(search, rows, ks, block)
+    result = {f"recall_at_{value}": _mean(first < value) for value in k}
+    result["precision_at_1"] = _mean(first < 1)
+    if at_r:
+        result["r_precision"] = _mean(r_precision)
+        result["mean_average_precision_at_r"] = _mean(average_precision)
+    if clustering:
+        result |= _clustering(search, seed)
+    return result | {"queries": len(rows), "queries_left_out": len(search.query) - len(rows)}
+
+
+def _mean(values: Tensor) -> float:
+    return values.double().mean().item()
+
+
+@dataclass
+class _Search:
+    """Queries and candidates as unit vectors, both sorted by class: the positives of neighbouring
+    queries are then neighbours, and most of the similarity matrix has none."""
+
+    query: Tensor  # (n, D)
+    gallery: Tensor  # (m, D); the queries where they are searched among themselves
+    query_class: Tensor  # (n,) rising, from 0
+    gallery_class: Tensor  # (m,) rising; a class that no query has comes last
+    relevant: Tensor  # (n,) positives of each query
+    alone: bool  # whether the queries are searched among themselves
+
+    @property
+    def rounding(self) -> float:
+        """Bound on the error of a float32 similarity and of rounding the threshold it is compared
+        with: D products and sums of a relative error of 2^-24 (Higham, Accuracy and Stability of
+        Numerical Algorithms, 2nd ed., eq. 3.5), and some room."""
+        return 0.0 if self.query.dtype == torch.float64 else (self.query.shape[1] + 4) * 2.0**-24
+
+    def positives(self, rows: Tensor) -> Tensor:
+        """Similarities of queries to their positives, falling, (b, largest R), in float64; -inf
+        beyond a query's own R."""
+        span = self._span(rows)
+        similarity = self.query[rows].double() @ self.gallery[span].double().T  # (b, span)
+        columns = torch.arange(span.start, span.stop, device=rows.device)
+        positive = self.query_class[rows, None] == self.gallery_class[span]
+        if self.alone:
+            positive &= rows[:, None] != columns
+        similarity.masked_fill_(~positive, -math.inf)
+        return similarity.topk(int(self.relevant[rows].max())).values
+
+    def negatives(self, rows: Tensor, dtype: torch.dtype, block: int) -> Tensor:
+        """Similarities of queries to all candidates, (b, m), with -inf for positives and
+        themselves."""
+        query = self.query[rows].to(dtype)
+        step = max(1, block // query.shape[1]) if dtype != self.gallery.dtype else len(self.gallery)
+        similarity = query.new_empty(len(rows), len(self.gallery))
+        for start in range(0, len(self.gallery), step):  # so that no second gallery is made
+            part = self.gallery[start : start + step].to(dtype)
+            torch.mm(query, part.T, out=similarity[:, start : start + step])
+        span = self._span(rows)
+        same = self.query_class[rows, None] == self.gallery_class[span]
+        similarity[:, span].masked_fill_(same, -math.inf)
+        return similarity
+
+    def _span(self, rows: Tensor) -> slice:
+        """The candidates that have all positives of consecutive queries."""
+        ends = self.query_class[rows[[0, -1]]]
+        start = torch.searchsorted(self.gallery_class, ends[0])
+        stop = torch.searchsorted(self.gallery_class, ends[1], right=True)
+        return slice(int(start), int(stop))
+
+
+def _count_before_first(search: _Search, rows: Tensor, ks: Tensor, block: int) -> Tensor:
+    """n_1 of each query, (len(rows),): exact as far as its comparison with every K goes."""
+    n, step = len(search.query), max(1, block // len(search.gallery))
+    best = search.query.new_full((n,), math.inf, dtype=torch.float64)
+    for part in _split(rows, step):
+        best[part] = search.positives(part)[:, 0]
+    # a negative of similarity s: surely before if s >= upper, surely after if s < lower
+    lower = (best - TIE - search.rounding).to(search.query.dtype)
+    upper = (best - TIE + search.rounding).to(search.query.dtype)
+    possible = torch.zeros(n, dtype=torch.int32, device=rows.device)
+    certain = torch.zeros_like(possible)
+
+    def count(tile: Tensor, start: int) -> None:
+        """Negatives before the best positive of the queries from `start` on, tile (b, c)."""
+        top = tile.amax(1) >= lower[start : start + len(tile)]
+        active = top.nonzero()[:, 0]  # few, in a good model: nothing else is read twice
+        tile, active = tile[active], active + start
+        possible[active] += (tile >= lower[active, None]).sum(1, dtype=torch.int32)
+        certain[active] += (tile >= upper[active, None]).sum(1, dtype=torch.int32)
+
+    side = math.isqrt(block)
+    for i in range(0, n, side):
+        query, query_class = search.query[i : i + side], search.query_class[i : i + side]
+        # s(a, b) = s(b, a): among themselves, each unordered pair of blocks is multiplied once
+        for j in range(i if search.alone else 0, len(search.gallery), side):
+            gallery_class = search.gallery_class[j : j + side]
+            tile = query @ search.gallery[j : j + side].T
+            if query_class[-1] >= gallery_class[0] and gallery_class[-1] >= query_class[0]:
+                tile.masked_fill_(query_class[:, None] == gallery_class, -math.inf)
+            count(tile, i)
+            if search.alone and j > i:
+                count(tile.T, j)
+
+    undecided = ((certain[:, None] < ks) != (possible[:, None] < ks)).any(1).nonzero()[:, 0]
+    for part in _split(undecided, step):
+        similarity = search.negatives(part, torch.float64, block)
+        certain[part] = (similarity >= best[part, None] - TIE).sum(1, dtype=torch.int32)
+    return certain[rows]
+
+
+def _count_before_each(
+    search: _Search, rows: Tensor, ks: Tensor, block: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """n_1 (up to the largest of K and R), R-Precision and average precision at R of each query,
+    (len(rows),) each."""
+    first = torch.empty(len(rows), dtype=torch.long, device=rows.device)
+    r_precision, average_precision = first.double(), first.double()
+    step, rounding = max(1, block // len(search.gallery)), search.rounding
+    todo = torch.arange(len(rows), device=rows.device)
+    for dtype in (search.query.dtype, torch.float64):
+        undecided = []
+        for part in todo.split(step):
+            positive = search.positives(rows[part])  # (b, R)
+            nearest = search.negatives(rows[part], dtype, block)
+            nearest = nearest.topk(min(max(positive.shape[1], int(ks[-1])), nearest.shape[1]))
+            nearest = nearest.values.flip(1).contiguous()  # (b, L), rising
+            certain, possible = (
+                nearest.shape[1] - torch.searchsorted(nearest, (positive - TIE + error).to(dtype))
+                for error in (rounding, -rounding)
+            )  # (b, R): n_j, at least and at most
+            relevant = search.relevant[rows[part], None]  # R of each query, (b, 1)
+            place = torch.arange(1, positive.shape[1] + 1, device=rows.device)  # j
+            inside = (place <= relevant) & (certain + place <= relevant)
+            precision = inside * place / (certain + place).double()
+            first[part] = certain[:, 0]
+            r_precision[part] = inside.sum(1) / relevant[:, 0].double()
+            average_precision[part] = precision.sum(1) / relevant[:, 0]
+            doubt = (inside & (certain != possible)).any(1)
+            doubt |= ((certain[:, :1] < ks) != (possible[:, :1] < ks)).any(1)
+            undecided.append(part[doubt])
+        todo, rounding = torch.cat(undecided), 0.0
+        if len(todo) == 0:
+            break
+    return first, r_precision, average_precision
+
+
+def _split(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Blocks of rows; none of none, where torch gives one empty block."""
+    return rows.split(size) if len(rows) else ()
+
+
+def _clustering(search: _Search, seed: int) -> dict[str, float]:
+    """Normalised and adjusted mutual information of the classes and of k-means on the queries."""
+    labels = search.query_class.cpu().numpy()
+    clusters = KMeans(int(labels[-1]) + 1, n_init=1, random_state=seed).fit_predict(
+        search.query.cpu().numpy()
+    )
+    return {
+        "nmi": float(normalized_mutual_info_score(labels, clusters)),
+        "ami": float(adjusted_mutual_info_score(labels, clusters)),
+    }
+
+
+@contextmanager
+def _full_precision(device: str):
+    """Products of float32 matrices in float32, whatever the caller allows elsewhere."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+# -- input
+
+
+def _search(query, query_labels, gallery, gallery_labels) -> _Search:
+    """Checked, normalised and sorted by class."""
+    if (gallery is None) != (gallery_labels is None):
+        given, missing = ("gallery_labels", "gallery")[:: 1 if gallery is None else -1]
+        raise ValueError(f"{given} without {missing}: give both or none")
+    query, query_labels = _checked(query, query_labels, "")
+    classes, query_class = query_labels.unique(return_inverse=True)
+    if gallery is None:
+        query_class, order = query_class.sort(stable=True)
+        query = gallery = _unit(query, order, torch.promote_types(query.dtype, torch.float32), "")
+        gallery_class = query_class
+    else:
+        gallery, gallery_labels = _checked(gallery, gallery_labels, "gallery_")
+        gallery_labels, device = gallery_labels.to(query.device), query.device
+        if gallery.shape[1] != query.shape[1]:
+            raise ValueError(
+                f"queries have {query.shape[1]} dimensions, the gallery has {gallery.shape[1]}"
+            )
+        index = torch.searchsorted(classes, gallery_labels).clamp_max(len(classes) - 1)
+        gallery_class = torch.where(classes[index] == gallery_labels, index, len(classes))
+        query_class, query_order = query_class.sort(stable=True)
+        gallery_class, gallery_order = gallery_class.sort(stable=True)
+        dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
+        query = _unit(query, query_order, dtype, "")
+        gallery = _unit(gallery.to(device), gallery_order, dtype, "gallery ")
+    alone = gallery is query
+    sizes = torch.bincount(gallery_class, minlength=len(classes))
+    return _Search(
+        query, gallery, query_class, gallery_class, sizes[query_class] - int(alone), alone
+    )
+
+
+def _checked(embeddings, labels, prefix: str) -> tuple[Tensor, Tensor]:
+    embeddings = torch.as_tensor(embeddings)
+    labels = torch.as_tensor(labels, device=embeddings.device)
+    name = prefix.rstrip("_") or "embeddings"
+    if embeddings.ndim != 2 or not embeddings.is_floating_point() or not embeddings.numel():
+        raise ValueError(
+            f"{name} must be (examples, dimensions) and floating point, not {embeddings.dtype} "
+            f"of shape {tuple(embeddings.shape)}"
+        )
+    if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"{prefix}labels must be ({len(embeddings)},) integers, one for each of {name}, not "
+            f"{labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    return embeddings, labels
+
+
+def _unit(embeddings: Tensor, order: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Embeddings in an order, each of length 1 (or 0): the one copy that is made of them."""
+    length = torch.linalg.vector_norm(embeddings, dim=1, dtype=dtype)
+    if bad := (~length.isfinite()).nonzero()[:, 0].tolist():
+        raise ValueError(
+            f"{name}embeddings are not finite (NaN, infinity or overflow) in {len(bad)} of "
+            f"{len(length)} rows; the first is row {bad[0]}"
+        )
+    tiny = torch.finfo(dtype).tiny
+    return embeddings[order].to(dtype).div_(length[order, None].clamp_min(tiny))

@@ -54,20 +54,18 @@ pd.DataFrame(here.items(), columns=["what", "here"]).style.hide(axis="index")
 # %%
 lines = (runs.ROOT / "requirements.txt").read_text().splitlines()
 pins = map(Requirement, lines)
-pinned = {p.name: p.specifier for p in pins if not p.marker or p.marker.evaluate()}
-needed = map(Requirement, metadata.requires("dml-mixup-book"))
-needed = [r for r in needed if not r.marker or r.marker.evaluate({"extra": "book"})]
-packages = pd.DataFrame(
-    {
-        "package": [r.name for r in needed],
-        "installed": [metadata.version(r.name) for r in needed],
-        "pinned": [str(pinned[r.name]).removeprefix("==") for r in needed],
-    }
-)
+pinned = {p.name: str(p.specifier) for p in pins if not p.marker or p.marker.evaluate()}
+rows = []
+for need in map(Requirement, metadata.requires("dml-mixup-book")):
+    if not need.marker or need.marker.evaluate({"extra": "book"}):
+        pin = pinned[need.name].removeprefix("==")
+        rows.append((need.name, metadata.version(need.name), pin))
+packages = pd.DataFrame(rows, columns=["package", "installed", "pinned"])
 
 # %% tags=["hide-input"]
 packages.style.hide(axis="index").apply(
-    lambda row: ["font-weight: bold" if row.installed != row.pinned else ""] * 3, axis=1
+    lambda row: ["font-weight: bold" if row.installed != row.pinned else ""] * len(row),
+    axis=1,
 )
 
 # %% [markdown]
@@ -82,7 +80,8 @@ packages.style.hide(axis="index").apply(
 # %% tags=["hide-input"]
 times = ["train_seconds", "evaluate_seconds", "images_per_second"]
 made = runs.load()
-made = made.reindex(columns=["id", "profile", "epochs", *times, "device", "commit"])
+made = made.reindex(columns=["id", "epochs", *times, "device", "commit"])
+made.columns = [name.replace("_", " ") for name in made.columns]
 made.style.hide(axis="index").format(precision=0)
 
 # %% [markdown]

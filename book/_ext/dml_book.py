@@ -61,8 +61,9 @@ def bring_plotly(app, error):
 
 
 def drop_repeated_scripts(app, pagename, templatename, context, doctree):
-    scripts = {(s.filename, *sorted(s.attributes.items())): s for s in context["script_files"]}
-    context["script_files"] = list(scripts.values())
+    scripts = context["script_files"]
+    once = {(s.filename or "", *sorted(s.attributes.items())): s for s in scripts}
+    context["script_files"] = list(once.values())
 
 
 def setup(app):

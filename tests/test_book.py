@@ -1,0 +1,184 @@
+"""The book is software: its pairs agree, its chapters run, its pages need no network."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlparse
+
+import jupytext
+import nbformat
+import papermill
+import pytest
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+CHAPTERS = sorted({path.stem for path in BOOK.glob("[0-9][0-9]_*.*")})
+TRAINING = "04_training"  # tests/test_runs.py executes it, with a recipe
+
+
+def notebook(chapter: str) -> nbformat.NotebookNode:
+    return nbformat.read(BOOK / f"{chapter}.ipynb", 4)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_notebook_and_script_agree_cell_by_cell(chapter):
+    def cells(book):
+        kept = ("tags", "mystnb")
+        return [book.metadata.get("mystnb")] + [
+            (c.cell_type, c.source.rstrip(), {k: c.metadata[k] for k in kept if k in c.metadata})
+            for c in book.cells
+        ]
+
+    script = jupytext.read(BOOK / f"{chapter}.py")
+    assert cells(notebook(chapter)) == cells(script), "make sync"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_notebook_has_no_outputs(chapter):
+    for cell in notebook(chapter).cells:
+        assert not cell.get("outputs"), "make sync"
+        assert cell.get("execution_count") is None, "make sync"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_figure_has_a_caption_a_name_and_an_alternative_text(chapter):
+    for cell in notebook(chapter).cells:
+        shown = cell.metadata.get("mystnb", {})
+        drawn = cell.cell_type == "code" and re.search(
+            r"^plot\.(?!use_style)\w+\(", cell.source, re.M
+        )
+        if "figure" in shown or drawn:
+            assert shown.get("figure", {}).get("caption"), cell.source
+            assert shown["figure"].get("name"), cell.source
+            assert shown.get("image", {}).get("alt"), cell.source
+
+
+@pytest.mark.parametrize("chapter", [name for name in CHAPTERS if name != TRAINING])
+def test_chapter_runs_and_shows_each_figure_once(chapter, tmp_path):
+    executed = papermill.execute_notebook(
+        BOOK / f"{chapter}.ipynb",
+        tmp_path / "executed.ipynb",
+        cwd=BOOK,
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    for cell in executed.cells:
+        outputs = [output.get("data", {}) for output in cell.get("outputs", [])]
+        assert sum("image/svg+xml" in data or "image/png" in data for data in outputs) <= 1
+
+
+# -- The build, tried on a book of one page --------------------------------------------------
+
+PAGE = """\
+---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  name: python3
+---
+# One page
+
+$$ e^{{i \\pi}} = -1 $$ (eq-euler)
+
+{{eq}}`eq-euler` is in {{cite:t}}`venkataramanan2022metrix`.
+
+```{{code-cell}}
+print("the module says", open("../dml/answer.py").read())
+```
+
+```{{code-cell}}
+{code}
+```
+"""
+FIGURES = """\
+from plotly import graph_objects
+from dml import plot
+
+plot.use_style()
+plot.interactive(graph_objects.Figure(graph_objects.Scatter(x=[0, 1], y=[0, 1])))
+"""
+
+
+class OnePage:
+    """A book of one page with this book's configuration, extension and styles."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.html = root / "_build" / "html"
+        shutil.copy(ROOT / "_config.yml", root)
+        for part in ("_ext", "_static"):
+            shutil.copytree(BOOK / part, root / "book" / part)
+        shutil.copy(BOOK / "references.bib", root / "book")
+        shutil.copy(BOOK / "references.md", root / "book")
+        toc = "format: jb-book\nroot: index\nchapters:\n- file: references\n"
+        (root / "book" / "_toc.yml").write_text(toc)
+        (root / "dml").mkdir()
+
+    def build(self, answer: str = "one", code: str = "", prose: str = "") -> int:
+        (self.root / "dml" / "answer.py").write_text(answer)
+        (self.root / "book" / "index.md").write_text(PAGE.format(code=code) + prose)
+        command = [Path(sys.executable).with_name("jupyter-book"), "build", "book"]
+        command += ["-W", "-n", "--keep-going"]
+        done = subprocess.run(command, cwd=self.root, capture_output=True, text=True)
+        self.log = done.stdout + done.stderr
+        return done.returncode
+
+    def page(self) -> BeautifulSoup:
+        return BeautifulSoup((self.html / "index.html").read_text(), "html.parser")
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    return OnePage(tmp_path_factory.mktemp("book"))
+
+
+def test_a_page_loads_nothing_from_the_network(book):
+    assert book.build(code=FIGURES) == 0, book.log
+    loaded = [
+        (tag, tag.get("src") or tag.get("href"))
+        for tag in book.page().select(
+            "script[src], link[href], img[src], iframe[src], source[src], audio[src], video[src]"
+        )
+    ]
+    addresses = [urlparse(address) for tag, address in loaded]
+    assert len(addresses) > 10  # the theme's styles and scripts, at least
+    for address in addresses:
+        assert not address.scheme and not address.netloc, address.geturl()
+        assert (book.html / address.path).exists(), address.geturl()
+    assert "_static/plotly.min.js" in {address.path for address in addresses}
+    assert any("mathjax" in address.path for address in addresses)
+    for style in book.html.glob("_static/**/*.css"):
+        assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", style.read_text()), style
+
+
+def test_a_change_in_the_module_shows_in_the_next_build(book):
+    assert book.build("forty-two") == 0, book.log
+    assert "the module says forty-two" in book.page().get_text()
+
+
+def test_a_build_with_a_warning_fails_and_fails_again(book):
+    for _ in range(2):
+        assert book.build(prose="\n[a page that is not there](missing.md)\n") != 0
+        assert "missing.md" in book.log
+
+
+def test_a_cell_that_fails_stops_the_build(book):
+    assert book.build(code="1 / 0") != 0
+    assert "ZeroDivisionError" in book.log
+
+
+def test_no_page_of_the_rendered_book_loads_from_the_network():
+    pages = sorted((ROOT / "_build" / "html").glob("*.html"))
+    if not pages:
+        pytest.skip("the book is not rendered here")
+    for path in pages:
+        page = BeautifulSoup(path.read_text(), "html.parser")
+        for tag in page.select("script[src], link[href], img[src], iframe[src], source[src]"):
+            address = urlparse(tag.get("src") or tag.get("href"))
+            assert address.scheme in ("", "data"), f"{path.name}: {address.geturl()}"
+            assert not address.netloc, f"{path.name}: {address.geturl()}"

@@ -198,13 +198,14 @@ def _backbone(name: str, in_chans: int, weights: str) -> nn.Module:
             raise RuntimeError(_by_hand(name, error)) from error
     if weights not in ("none", "pretrained"):
         state = torch.load(weights, map_location="cpu", weights_only=True)
-        missing, _ = backbone.load_state_dict(
-            state, strict=False
-        )  # a classifier's keys are left over
-        if missing:
+        own = backbone.state_dict()
+        wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+        if wrong:
             raise RuntimeError(
-                f"{weights} is not a state dict of {name}: it lacks {', '.join(missing[:3])}, ..."
+                f"{weights} is not a state dict of {name}: {wrong[0]} and {len(wrong) - 1} more "
+                "are missing or of another shape"
             )
+        backbone.load_state_dict({key: state[key] for key in own})  # without a classifier's
     return backbone
 
 

@@ -217,3 +217,95 @@ def mixing_pairs(x, labels, metrix, lam: float):
         )
         axis.axis("off")
     return figure
+
+
+def class_grid(rows: dict):
+    """Images of some classes, a row each.
+
+    Args:
+        rows: a class's name -> its images (n, 1 or 3, H, W) uint8; ink on dark is shown inverted,
+            as print is read. Longer rows are cut to the shortest.
+    """
+    columns = min(len(images) for images in rows.values())
+    lines = [torch.cat(list(images[:columns]), dim=2) for images in rows.values()]
+    width = SIZE["wide"][0]
+    figure, axis = _subplots(figsize=(width, width * len(rows) / columns))
+    _show(axis, torch.cat(lines, dim=1))
+    return figure
+
+
+def neighbours(queries, found, right, similarity):
+    """Queries and their nearest neighbours, each framed by whether it is of the query's class.
+
+    Args:
+        queries: (q, C, H, W) uint8.
+        found: the neighbours, most similar first, (q, k, C, H, W) uint8.
+        right: (q, k) bool.
+        similarity: (q, k), written below each.
+    """
+    count, k = right.shape
+    width = SIZE["wide"][0]
+    figure, axes = _subplots(
+        count, k + 1, figsize=(width, 1.25 * width * count / (k + 1)), squeeze=False
+    )
+    for row, line in enumerate(axes):
+        _show(line[0], queries[row])
+        for column, axis in enumerate(line[1:]):
+            _show(axis, found[row, column])
+            colour = COLOUR["positive" if right[row, column] else "negative"]
+            axis.set_axis_on()
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(f"{similarity[row, column]:.2f}", fontsize="x-small", labelpad=2)
+            for spine in axis.spines.values():
+                spine.set(visible=True, color=colour, linewidth=2.5)
+    axes[0, 0].set_title("query", fontsize="small")
+    return figure
+
+
+def recall_curve(x, recall, xlabel: str):
+    """Recall@1 against something, one value each.
+
+    Args:
+        x, recall: of equal length; recall in [0, 1].
+        xlabel: what x is.
+    """
+    figure, axis = _subplots(figsize=SIZE["small"])
+    axis.plot(x, [100 * value for value in recall], color=COLOUR["none"], marker="o")
+    axis.set(xlabel=xlabel, ylabel="Recall@1 (%)", ylim=(0, None))
+    return figure
+
+
+def _show(axis, image) -> None:
+    """One image (C, H, W) uint8 without axes; grey ones inverted, ink dark on paper."""
+    picture = image.permute(1, 2, 0)
+    axis.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation="none")
+    axis.grid(False)
+    axis.set_axis_off()
+
+
+def learning_curves(history, methods: dict, metric: str = "recall_at_1"):
+    """A metric by epoch, a line a method: the mean over seeds, and their range as a band.
+
+    Args:
+        history: rows of epochs with `mix`, `seed`, `epoch` and the metric, `dml.runs.history`.
+        methods: what each `mix` is called.
+        metric: a column of values in [0, 1].
+    """
+    figure, axis = _subplots(figsize=SIZE["medium"])
+    axis.set(
+        xlabel="epoch", ylabel=f"{metric.replace('_at_', '@').replace('_', ' ').capitalize()} (%)"
+    )
+    if not len(history):
+        axis.text(0.5, 0.5, "no runs yet", ha="center", transform=axis.transAxes)
+        return figure
+    tested = history.dropna(subset=metric)
+    for mix, name in methods.items():
+        rows = tested[tested["mix"] == mix]
+        if len(rows):
+            curve = 100 * rows.groupby("epoch")[metric].agg(["mean", "min", "max"])
+            seeds = rows["seed"].nunique()
+            label = f"{name} ({seeds} seed{'s' if seeds > 1 else ''})"
+            axis.plot(curve.index, curve["mean"], color=COLOUR[mix], label=label)
+            axis.fill_between(curve.index, curve["min"], curve["max"], color=COLOUR[mix], alpha=0.2)
+    axis.legend()
+    return figure

@@ -164,6 +164,111 @@ def history(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+# -- Tables --
+
+METHODS = {
+    "none": "baseline",
+    "input": "Metrix, input",
+    "feature": "Metrix, feature",
+    "embed": "Metrix, embedding",
+}
+
+
+def summary(
+    table: pd.DataFrame,
+    metrics=("recall_at_1", "mean_average_precision_at_r"),
+    by=("dataset", "loss", "mix"),
+) -> pd.DataFrame:
+    """Mean and standard deviation over seeds of the last epoch's metrics, in per cent.
+
+    Args:
+        table: runs, from `load`.
+        metrics: names of metrics in [0, 1].
+        by: settings that tell the rows apart; the seed is averaged over.
+
+    Returns:
+        A row a group with `runs` and, for each metric, `<metric>` and `<metric>_std` (NaN of one
+        run).
+    """
+    groups = table.groupby(list(by), sort=False)
+    columns = {"runs": groups.size()}
+    for metric in metrics:
+        columns[metric] = 100 * groups[metric].mean()
+        columns[f"{metric}_std"] = 100 * groups[metric].std()
+    rows = pd.DataFrame(columns).reset_index()
+    if "mix" in rows:
+        rows = rows.sort_values(
+            "mix", key=lambda mixes: mixes.map(list(METHODS).index), kind="stable"
+        )
+    return rows.reset_index(drop=True)
+
+
+def gains(table: pd.DataFrame, metric: str = "recall_at_1") -> pd.DataFrame:
+    """What mixing adds to the baseline of the same seed, in points of per cent.
+
+    Runs of one seed start from equal weights and see equal batches, so differences are paired.
+
+    Returns:
+        A row a data set, loss and method that have seeds in common with the baseline: `seeds`, and
+        the `mean` and `standard deviation` of the differences.
+    """
+    names = ["dataset", "loss", "method", "seeds", "mean", "standard deviation"]
+    if not len(table):
+        return pd.DataFrame(columns=names)
+    wide = 100 * table.pivot_table(index=["dataset", "loss", "seed"], columns="mix", values=metric)
+    rows = []
+    for mix in METHODS:
+        if mix == "none" or mix not in wide or "none" not in wide:
+            continue
+        difference = (wide[mix] - wide["none"]).dropna()
+        for (dataset, loss), d in difference.groupby(level=["dataset", "loss"]):
+            rows.append((dataset, loss, METHODS[mix], len(d), d.mean(), d.std()))
+    return pd.DataFrame(rows, columns=names)
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """`summary` as a table of Markdown: mean ± standard deviation over seeds, in per cent."""
+
+    def cell(row, metric):
+        spread = row[f"{metric}_std"]
+        return f"{row[metric]:.1f}" + (f" ± {spread:.1f}" if spread == spread else "")
+
+    recall, precision = "recall_at_1", "mean_average_precision_at_r"
+
+    lines = ["| data set | loss | method | Recall@1 | MAP@R | seeds |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {row['dataset']} | {row['loss'].replace('_', ' ')} | {METHODS[row['mix']]} "
+        f"| {cell(row, recall)} | {cell(row, precision)} | {row['runs']} |"
+        for _, row in rows.iterrows()
+    ]
+    return "\n".join(lines)
+
+
+def headline() -> pd.DataFrame:
+    """The `summary` of the full-size runs without a tag: what README and the results chapter
+    show."""
+    return summary(load(profile="paper", tag=""))
+
+
+def write_tables() -> list[Path]:
+    """Write every table made from the records: results/summary.csv, and the one in README.md."""
+    rows = headline()
+    table = results() / "summary.csv"
+    rows.round(3).to_csv(table, index=False)
+    readme = ROOT / "README.md"
+    readme.write_text(with_table(readme.read_text(), markdown(rows)))
+    return [table, readme]
+
+
+def with_table(text: str, table: str) -> str:
+    """The text with what stands between its two table markers replaced."""
+    start, end = "<!-- table: results -->", "<!-- end of table -->"
+    if start not in text or end not in text:
+        raise ValueError(f"README.md lacks the markers {start} and {end}")
+    before, after = text.split(start)[0], text.split(end)[1]
+    return f"{before}{start}\n\n{table}\n\n{end}{after}"
+
+
 def _columns() -> list[str]:
     return [
         "id",
@@ -266,9 +371,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     os.chdir(ROOT)
     if given.verb == "tables":
-        from dml import tables
-
-        print(*tables.write(), sep="\n")
+        print(*(path.relative_to(ROOT) for path in write_tables()), sep="\n")
         return
     jobs = SMOKE
     if given.verb == "run":

@@ -37,7 +37,7 @@ class Config:
         default_factory=dict
     )  # its hyper-parameters, the paper's where left out
     miner_epsilon: float | None = None  # multi-similarity's miner; None compares every pair
-    mix: str = "none"  # the baseline, or the space of Metrix: input, feature, embed
+    mix: str = "embed"  # the space of Metrix: input, feature, embed; none is the baseline
     pairs: tuple[str, ...] = (
         "positive-negative",
         "anchor-negative",

@@ -1,0 +1,127 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (ch-results)=
+# # What came out, beside what was published
+#
+# Every number on this page is read from a record of a run or from the papers' tables in
+# `results/published`. There are three kinds, never mixed: what the Metrix paper reports
+# with a pretrained ResNet-50, what this book has measured on glyphs at full size, from
+# random weights, and what *your* machine made when it built this page. If a cell is
+# empty, nobody ran it here; the page says which command would fill it.
+
+# %% tags=["remove-cell"]
+import pandas as pd
+from IPython.display import Markdown
+from myst_nb import glue
+
+from dml import plot, runs
+
+plot.use_style()
+
+# %% tags=["parameters"]
+dataset: str = "glyphs"  # of the runs shown
+loss: str = "multi_similarity"  # of the learning curves
+
+# %% [markdown]
+# ## On this machine
+#
+# `make book` has just made these runs, or found that it had made them before: a part of
+# glyphs, a short schedule. They show that everything works here and how long it takes;
+# they are too small to compare methods.
+
+# %%
+smoke = runs.load(dataset=dataset, profile="smoke", tag="")
+own = runs.summary(smoke) if len(smoke) else None
+
+# %% tags=["hide-input"]
+if own is None:
+    shown = "There are none yet: `make book` makes them."
+else:
+    rate = smoke.groupby("mix")["images_per_second"].median()
+    shown = (
+        runs.markdown(own)
+        + "\n\n"
+        + "; ".join(f"{runs.METHODS[mix]}: {rate[mix]:,.0f} images a second" for mix in own["mix"])
+        + f", on {smoke['device'].iloc[-1]}, smoke size."
+    )
+Markdown(shown)
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Smoke-size runs made on this machine: Recall@1 on unseen classes by epoch, the mean over seeds and their range.", "name": "fig-smoke-curves"}, "image": {"alt": "Learning curves of the baseline and of Metrix, one line a method with a band for its seeds, rising over the epochs."}}
+plot.learning_curves(runs.history(smoke), runs.METHODS)
+
+# %% [markdown]
+# ## Glyphs at full size
+#
+# All classes, trained from random weights with the recipe `book/recipes/glyphs.yaml`;
+# equal seeds start from equal weights and see equal batches. Mean and standard deviation
+# over seeds, of the last epoch, in per cent:
+
+# %% tags=["hide-input"]
+full = runs.load(dataset=dataset, profile="paper", tag="")
+Markdown(
+    runs.markdown(runs.summary(full))
+    if len(full)
+    else f"No record yet. `make run DATASET={dataset} LOSS={loss} MIX=none` makes one."
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Glyphs at full size: Recall@1 on unseen classes by epoch, the mean over seeds and their range.", "name": "fig-curves"}, "image": {"alt": "Learning curves of the baseline and of Metrix on all of glyphs, one line a method with a narrow band for its seeds."}}
+plot.learning_curves(runs.history(full[full["loss"] == loss]), runs.METHODS)
+
+# %% [markdown]
+# Runs of one seed differ in the mixing alone, so what mixing adds is best read from
+# differences within seeds:
+
+# %% tags=["hide-input"]
+gains = runs.gains(full)
+gains.style.format({"mean": "{:+.2f}", "standard deviation": "{:.2f}"}, na_rep="one seed").hide(
+    axis="index"
+) if len(gains) else Markdown("No pairs of runs yet.")
+
+# %% tags=["remove-cell"]
+one = gains[gains["loss"] == loss]
+verdict = "There are no such runs yet."
+if len(one):
+    parts = []
+    for _, row in one.iterrows():
+        word = "more" if row["mean"] > 0 else "less"
+        parts.append(f"{row['method']} ends {abs(row['mean']):.1f} points {word} than the baseline")
+    verdict = f"With {loss.replace('_', ' ')} on glyphs at full size, " + ", ".join(parts) + "."
+glue("verdict", verdict, display=False)
+
+# %% [markdown]
+# {glue:text}`verdict` This is a small network, trained from random weights on drawings; it
+# says what happened here and nothing about the papers' setting.
+#
+# ## The papers' tables
+#
+# Metrix with ResNet-50 pretrained on ImageNet and 512 dimensions, as its authors'
+# repository gives it: Recall@1 in per cent, the best epoch on the test set.
+
+# %% tags=["hide-input"]
+published = pd.read_csv(runs.ROOT / "results" / "published" / "metrix.csv")
+first = published[published["metric"] == "R@1"]
+table = first.pivot_table(index=["loss", "mode"], columns="dataset", values="percent", sort=False)
+table.style.format("{:.1f}")
+
+# %% [markdown]
+# These data sets and weights have to be fetched from their own sites; the recipes for
+# them are a later part of this project. None of these cells has been reproduced here yet.
+#
+# ## What we saw
+#
+# A run leaves a record, and a page of results is a view of records. On glyphs the
+# methods can be compared seed by seed; {glue:text}`verdict`
+#
+# ## Exercises
+#
+# 1. `make run LOSS=contrastive MIX=none`, then `MIX=feature`, then `make book`. Where do
+#    the runs appear?
+# 2. Train one method with five seeds. How large must a difference be before you believe
+#    it?

@@ -1,0 +1,211 @@
+"""Laws of training: equal seeds, equal runs; stopping loses nothing; every parameter counts."""
+
+import ast
+import dataclasses
+import inspect
+
+import papermill
+import pytest
+import torch
+
+from dml import data, runs, train
+
+SMALL = {
+    "dataset": "digits",
+    "batch_size": 50,
+    "images_per_class": 10,
+    "epochs": 2,
+    "embedding_size": 8,
+    "device": "cpu",
+}
+
+
+def config(**more):
+    return train.Config(**{**SMALL, **more})
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return data.load("digits")
+
+
+def measured(outcome):
+    """What a run measured, without how long it took."""
+    clock = ("train_seconds", "eval_seconds")
+    rows = [{k: v for k, v in row.items() if k not in clock} for row in outcome["history"]]
+    return outcome["metrics"], rows
+
+
+@pytest.mark.parametrize("mix", train.MIXES)
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(sets, mix):
+    first, second, other = (
+        measured(train.fit(config(mix=mix, seed=seed, positives=1), sets)[1]) for seed in (0, 0, 1)
+    )
+    assert first == second
+    assert first != other
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "multi_similarity", "proxy_anchor", "proxy_nca"])
+def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(sets, loss, tmp_path, monkeypatch):
+    whole = config(loss=loss, mix="feature", epochs=3)
+    expected = measured(train.fit(whole, sets)[1])
+    save, count = train._save, []
+
+    def stop_after_the_second(*args):
+        save(*args)
+        count.append(1)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_save", stop_after_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(whole, sets, tmp_path / "checkpoint.pt")
+    monkeypatch.undo()
+    torch.manual_seed(99)  # whatever the process did in between
+    assert measured(train.fit(whole, sets, tmp_path / "checkpoint.pt")[1]) == expected
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(sets, tmp_path):
+    train.fit(config(epochs=1), sets, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="another lr"):
+        train.fit(config(epochs=1, lr=1e-4), sets, tmp_path / "checkpoint.pt")
+
+
+def test_training_lowers_the_loss(sets):
+    history = train.fit(
+        config(epochs=4, loss="contrastive", loss_options={"reduction": "nonzero_pairs"}), sets
+    )[1]["history"]
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_the_last_epoch_is_the_headline_and_the_best_is_named_for_what_it_is(sets):
+    metrics = train.fit(config(epochs=3), sets)[1]["metrics"]
+    assert metrics["last"]["epoch"] == 3 and metrics["last"]["selected_by"] == "the last epoch"
+    assert metrics["best"]["recall_at_1"] >= metrics["last"]["recall_at_1"]
+    assert "test" in metrics["best"]["selected_by"]
+
+
+def test_mixed_precision_learns_the_same_within_its_precision(sets):
+    full, half = (
+        train.fit(config(precision=precision, epochs=1), sets)[1]["history"][0]["loss"]
+        for precision in ("float32", "bfloat16")
+    )
+    assert half == pytest.approx(full, rel=0.1)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(sets):
+    with pytest.raises((FloatingPointError, ValueError), match=r"step|finite"):
+        train.fit(config(lr=1e20, clip_value=None, epochs=1), sets)
+
+
+def test_equal_seeds_see_equal_batches_whatever_the_method(sets):
+    """So that differences between methods are paired."""
+
+    def first_batches(**more):
+        settings = config(**more)
+        batches = data.loader(
+            sets.train,
+            settings.batch_size,
+            settings.images_per_class,
+            train=True,
+            seed=settings.seed,
+        )
+        batches.set_epoch(1)
+        return [labels.tolist() for _, labels in batches]
+
+    assert first_batches(mix="none") == first_batches(mix="input", loss="contrastive")
+    assert first_batches(seed=1) != first_batches(seed=0)
+
+
+# -- Parameters --
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"dataset": "glyfs"}, r"dataset='glyfs'.*glyphs"),
+        ({"loss": "triplet"}, r"loss='triplet'.*multi_similarity"),
+        ({"mix": "pixel"}, r"mix='pixel'.*none, input, feature, embed"),
+        ({"epochs": "ten"}, r"epochs='ten' must be int, not str"),
+        ({"epochs": 2.5}, r"epochs=2.5 must be int, not float"),
+        ({"epochs": True}, r"epochs=True must be int, not bool"),
+        ({"epochs": 0}, r"epochs must be positive"),
+        ({"lr": "fast"}, r"lr='fast' must be float"),
+        ({"tag": "a/b"}, r"tag='a/b'"),
+        ({"miner_epsilon": 0.1, "loss": "contrastive"}, r"miner_epsilon"),
+        (
+            {"learning_rate": 0.1, "epoch": 3},
+            r"no such parameter: epoch, learning_rate. Valid are: .*epochs",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_bad_parameter_is_named_with_what_is_valid(given, says):
+    with pytest.raises(ValueError, match=says):
+        train.Config.from_namespace({**SMALL, **given})
+
+
+def test_an_unknown_device_is_named():
+    with pytest.raises(ValueError, match="device='gpu'"):
+        train.pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no CUDA device"):
+            train.pick_device("cuda")
+
+
+def test_the_notebook_has_every_parameter_with_its_type_reason_and_default():
+    notebook = papermill.inspect_notebook(str(runs.TRAINING))
+    fields = {f.name: f for f in dataclasses.fields(train.Config)}
+    assert notebook.keys() == fields.keys()
+    for name, parameter in notebook.items():
+        assert parameter["help"], f"{name} has no reason"
+        kind = fields[name].type.split(" |")[0].split("[")[0].replace("tuple", "list")
+        assert parameter["inferred_type_name"] == kind
+    defaults = {name: ast.literal_eval(p["default"]) for name, p in notebook.items()}
+    assert train.Config.from_namespace(defaults) == train.Config()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weight": 2.0},
+        {"alpha": 0.2},
+        {"hardest": 1},
+        {"positives": 1},
+        {"pairs": ("positive-negative",)},
+        {"loss_options": {"margin": 0.3}},
+        {"miner_epsilon": 0.1},
+        {"lr": 1e-2},
+        {"proxy_lr_factor": 1.0, "loss": "proxy_anchor"},
+        {"weight_decay": 0.1},
+        {"schedule": "step"},
+        {"clip_value": 1e-4},
+        {"batch_size": 20},
+        {"images_per_class": 25},
+        {"augment": "affine"},
+    ],
+    ids=lambda change: ",".join(change),
+)
+def test_changing_a_parameter_changes_the_run(sets, change):
+    base = {"mix": "embed", "epochs": 2}
+    if "loss" in change:
+        base["loss"] = change["loss"]
+    outcomes = [
+        measured(train.fit(config(**{**base, **more}), sets)[1])[1][-1]["loss"]
+        for more in ({}, change)
+    ]
+    assert outcomes[0] != outcomes[1]
+
+
+def test_the_loop_is_short_enough_to_read():
+    assert len(inspect.getsource(train.steps).splitlines()) < 60
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("mix", train.MIXES)
+def test_a_gpu_trains_every_space_in_every_precision(sets, mix, precision):
+    outcome = train.fit(config(device="cuda", mix=mix, precision=precision), sets)[1]
+    assert outcome["peak_memory_mb"] > 0
+    assert outcome["metrics"]["last"]["recall_at_1"] > 0.5

@@ -32,8 +32,8 @@ run: .venv/.installed ## one run: DATASET=glyphs LOSS=multi_similarity MIX=featu
 results: .venv/.installed ## make every table anew from the records in results/
 	$(BIN)/python -m dml.runs tables
 
-bench: .venv/.installed ## measure what the losses and mixing cost
-	$(BIN)/python -m benchmarks
+bench: .venv/.installed ## measure costs, each beside the library that people know
+	$(BIN)/python benchmarks/evaluate.py
 
 sync: .venv/.installed ## derive book/*.ipynb, without outputs, from book/*.py
 	$(BIN)/jupytext --quiet --update --to ipynb book/[0-9]*.py

@@ -89,6 +89,12 @@ def test_make_run_passes_its_variables_on():
     assert "--recipe digits --set loss=nca mix=embed seed=3 epochs=1" in plan
 
 
+def test_make_bench_runs_every_benchmark():
+    plan = make("-n", "bench")
+    for path in ROOT.glob("benchmarks/*.py"):
+        assert f"benchmarks/{path.name}" in plan
+
+
 def test_every_make_command_that_is_told_exists():
     for page in [*BOOK.glob("*.md"), *BOOK.glob("[0-9]*.py"), *ROOT.glob("*.md")]:
         told = re.findall(r"(?:`|^(?:# )?)make ([a-z]+)", page.read_text(), re.M)

@@ -50,7 +50,7 @@ class Config:
     weights: str = "none"  # or "pretrained", or a path
     embedding_size: int = 128
     augment: str = "none"  # a name of dml.data.transforms.AUGMENTATIONS
-    epochs: int = 20
+    epochs: int = 10
     batch_size: int = 100
     images_per_class: int | None = 5  # in a batch; None shuffles freely
     lr: float = 1e-3
@@ -60,7 +60,7 @@ class Config:
     lr_step: int = 10  # epochs between two steps
     lr_gamma: float = 0.1  # factor of a step
     clip_value: float | None = 10.0  # of each gradient component, as Metrix's code does
-    eval_every: int = 1  # epochs
+    eval_every: int = 2  # epochs
     k: tuple[int, ...] = (1, 2, 4, 8)  # of Recall@K
     seed: int = 0  # of weights, batches, mixing; equal seeds see equal batches
     device: str = "auto"  # the GPU where there is one

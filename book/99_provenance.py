@@ -99,7 +99,7 @@ made.style.hide(axis="index").format(precision=0)
 # |---|---|---|
 # | the environment, `.venv/` | `pyproject.toml`, `requirements.txt` | any verb, on first use |
 # | the pins, `requirements.txt` | `pyproject.toml` | `make lock` |
-# | a run, `results/runs/<id>/` | `book/04_training` and a recipe of `book/recipes/` | `make run` |
+# | a run, `results/runs/<id>/` | `book/06_training` and a recipe of `book/recipes/` | `make run` |
 # | the generated tables | the records in `results/runs/` | `make results` |
 # | the measured costs | `benchmarks/` | `make bench` |
 # | the notebooks, `book/*.ipynb` | the scripts `book/*.py` | `make sync` |

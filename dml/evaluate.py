@@ -1,4 +1,4 @@
-"""Retrieval measures, exact, at matrix-product speed (book/01_retrieval, book/05_results).
+"""Retrieval measures, exact, at matrix-product speed (book/01_retrieval, book/07_results).
 
 Everything here follows from one number: how many negatives come before a positive in the list of a
 query's neighbours. With n_j negatives before the j-th nearest of a query's R positives, that
@@ -47,7 +47,7 @@ def retrieval(
     at_r: bool = True,
     clustering: bool = False,
     seed: int = 0,
-    block: int = 2**22,
+    block: int = 2**23,
 ) -> dict[str, float | int]:
     """How well nearest neighbours share a query's class.
 
@@ -66,7 +66,7 @@ def retrieval(
         clustering: also NMI and AMI of k-means with as many clusters as there are classes, which
             takes much longer than all else.
         seed: of k-means.
-        block: similarities held in memory at once; no result depends on it.
+        block: similarities held in memory at once, at least one query's; no result depends on it.
 
     Returns:
         In [0, 1]: `recall_at_<K>` for each K, `precision_at_1`, and as asked `r_precision`,
@@ -126,77 +126,77 @@ class _Search:
         Numerical Algorithms, 2nd ed., eq. 3.5), and some room."""
         return 0.0 if self.query.dtype == torch.float64 else (self.query.shape[1] + 4) * 2.0**-24
 
-    def positives(self, rows: Tensor) -> Tensor:
-        """Similarities of queries to their positives, falling, (b, largest R), in float64; -inf
-        beyond a query's own R."""
-        span = self._span(rows)
-        similarity = self.query[rows].double() @ self.gallery[span].double().T  # (b, span)
-        columns = torch.arange(span.start, span.stop, device=rows.device)
-        positive = self.query_class[rows, None] == self.gallery_class[span]
-        if self.alone:
-            positive &= rows[:, None] != columns
-        similarity.masked_fill_(~positive, -math.inf)
-        return similarity.topk(int(self.relevant[rows].max())).values
-
-    def negatives(self, rows: Tensor, dtype: torch.dtype, block: int) -> Tensor:
-        """Similarities of queries to all candidates, (b, m), with -inf for positives and
-        themselves."""
-        query = self.query[rows].to(dtype)
-        step = max(1, block // query.shape[1]) if dtype != self.gallery.dtype else len(self.gallery)
-        similarity = query.new_empty(len(rows), len(self.gallery))
-        for start in range(0, len(self.gallery), step):  # so that no second gallery is made
-            part = self.gallery[start : start + step].to(dtype)
-            torch.mm(query, part.T, out=similarity[:, start : start + step])
-        span = self._span(rows)
-        same = self.query_class[rows, None] == self.gallery_class[span]
-        similarity[:, span].masked_fill_(same, -math.inf)
+    def similarity(self, rows: Tensor, columns: slice, dtype: torch.dtype) -> Tensor:
+        """Of some queries to some candidates, (b, c), computed in `dtype`."""
+        query, gallery = self.query[rows].to(dtype), self.gallery[columns]
+        similarity = query.new_empty(len(rows), len(gallery))
+        for start in range(0, len(gallery), 4096):  # so that no second gallery is made
+            part = gallery[start : start + 4096].to(dtype)
+            torch.mm(query, part.T, out=similarity[:, start : start + 4096])
         return similarity
 
-    def _span(self, rows: Tensor) -> slice:
-        """The candidates that have all positives of consecutive queries."""
+    def span(self, rows: Tensor) -> tuple[slice, Tensor]:
+        """The candidates between which all positives of some queries, sorted, are; and which of
+        them share a query's class, (b, c)."""
         ends = self.query_class[rows[[0, -1]]]
         start = torch.searchsorted(self.gallery_class, ends[0])
         stop = torch.searchsorted(self.gallery_class, ends[1], right=True)
-        return slice(int(start), int(stop))
+        span = slice(int(start), int(stop))
+        return span, self.query_class[rows, None] == self.gallery_class[span]
+
+    def positives(self, rows: Tensor, similarity: Tensor | None = None) -> Tensor:
+        """Float64 similarities of queries to their positives, falling, (b, largest R), -inf beyond
+        a query's own R; picked from those to all candidates where they are there, (b, m)."""
+        span, positive = self.span(rows)
+        if similarity is None:
+            similarity = self.similarity(rows, span, torch.float64)
+        else:
+            similarity = similarity[:, span]
+        if self.alone:
+            positive &= rows[:, None] != torch.arange(span.start, span.stop, device=rows.device)
+        similarity = similarity.masked_fill(~positive, -math.inf)
+        return similarity.topk(int(self.relevant[rows].max())).values
 
 
 def _count_before_first(search: _Search, rows: Tensor, ks: Tensor, block: int) -> Tensor:
     """n_1 of each query, (len(rows),): exact as far as its comparison with every K goes."""
-    n, step = len(search.query), max(1, block // len(search.gallery))
+    n = len(search.query)
     best = search.query.new_full((n,), math.inf, dtype=torch.float64)
-    for part in _split(rows, step):
+    for part in rows.split(64):  # few, so that their classes make up most of what is multiplied
         best[part] = search.positives(part)[:, 0]
     # a negative of similarity s: surely before if s >= upper, surely after if s < lower
     lower = (best - TIE - search.rounding).to(search.query.dtype)
     upper = (best - TIE + search.rounding).to(search.query.dtype)
-    possible = torch.zeros(n, dtype=torch.int32, device=rows.device)
-    certain = torch.zeros_like(possible)
+    possible, certain = torch.zeros(2, n, dtype=torch.float64, device=rows.device)
+    side = min(1024, math.isqrt(block))  # a tile and its flags stay in a processor's cache
+    tiles, flags = search.query.new_empty(2, side, side)
 
-    def count(tile: Tensor, start: int) -> None:
-        """Negatives before the best positive of the queries from `start` on, tile (b, c)."""
-        top = tile.amax(1) >= lower[start : start + len(tile)]
-        active = top.nonzero()[:, 0]  # few, in a good model: nothing else is read twice
-        tile, active = tile[active], active + start
-        possible[active] += (tile >= lower[active, None]).sum(1, dtype=torch.int32)
-        certain[active] += (tile >= upper[active, None]).sum(1, dtype=torch.int32)
+    def before(tile: Tensor, threshold: Tensor, dim: int) -> Tensor:
+        """How many of a tile (b, c) are at least a threshold, along `dim`. The flags are floats,
+        which is several times faster on a CPU than booleans."""
+        flag = flags[: tile.shape[0], : tile.shape[1]]
+        return torch.ge(tile, threshold.unsqueeze(dim), out=flag).sum(dim)
 
-    side = math.isqrt(block)
     for i in range(0, n, side):
         query, query_class = search.query[i : i + side], search.query_class[i : i + side]
         # s(a, b) = s(b, a): among themselves, each unordered pair of blocks is multiplied once
         for j in range(i if search.alone else 0, len(search.gallery), side):
+            gallery = search.gallery[j : j + side]
             gallery_class = search.gallery_class[j : j + side]
-            tile = query @ search.gallery[j : j + side].T
+            tile = torch.mm(query, gallery.T, out=tiles[: len(query), : len(gallery)])
             if query_class[-1] >= gallery_class[0] and gallery_class[-1] >= query_class[0]:
                 tile.masked_fill_(query_class[:, None] == gallery_class, -math.inf)
-            count(tile, i)
-            if search.alone and j > i:
-                count(tile.T, j)
+            for count, threshold in ((possible, lower), (certain, upper)):
+                count[i : i + side] += before(tile, threshold[i : i + side], 1)
+                if search.alone and j > i:
+                    count[j : j + side] += before(tile, threshold[j : j + side], 0)
 
     undecided = ((certain[:, None] < ks) != (possible[:, None] < ks)).any(1).nonzero()[:, 0]
-    for part in _split(undecided, step):
-        similarity = search.negatives(part, torch.float64, block)
-        certain[part] = (similarity >= best[part, None] - TIE).sum(1, dtype=torch.int32)
+    for part in _blocks(undecided, search, block):
+        similarity = search.similarity(part, slice(None), torch.float64)
+        span, same = search.span(part)
+        similarity[:, span].masked_fill_(same, -math.inf)
+        certain[part] = (similarity >= best[part, None] - TIE).sum(1).double()
     return certain[rows]
 
 
@@ -207,15 +207,17 @@ def _count_before_each(
     (len(rows),) each."""
     first = torch.empty(len(rows), dtype=torch.long, device=rows.device)
     r_precision, average_precision = first.double(), first.double()
-    step, rounding = max(1, block // len(search.gallery)), search.rounding
-    todo = torch.arange(len(rows), device=rows.device)
+    todo, rounding = torch.arange(len(rows), device=rows.device), search.rounding
     for dtype in (search.query.dtype, torch.float64):
-        undecided = []
-        for part in todo.split(step):
-            positive = search.positives(rows[part])  # (b, R)
-            nearest = search.negatives(rows[part], dtype, block)
-            nearest = nearest.topk(min(max(positive.shape[1], int(ks[-1])), nearest.shape[1]))
-            nearest = nearest.values.flip(1).contiguous()  # (b, L), rising
+        undecided = [todo[:0]]
+        for part in _blocks(todo, search, block):
+            similarity = search.similarity(rows[part], slice(None), dtype)
+            exact = similarity if dtype == torch.float64 else None
+            positive = search.positives(rows[part], exact)  # (b, R)
+            span, same = search.span(rows[part])
+            similarity[:, span].masked_fill_(same, -math.inf)
+            nearest = similarity.topk(min(max(positive.shape[1], int(ks[-1])), similarity.shape[1]))
+            nearest = nearest.values.flip(1).contiguous()  # negatives, (b, L), rising
             certain, possible = (
                 nearest.shape[1] - torch.searchsorted(nearest, (positive - TIE + error).to(dtype))
                 for error in (rounding, -rounding)
@@ -231,14 +233,14 @@ def _count_before_each(
             doubt |= ((certain[:, :1] < ks) != (possible[:, :1] < ks)).any(1)
             undecided.append(part[doubt])
         todo, rounding = torch.cat(undecided), 0.0
-        if len(todo) == 0:
-            break
     return first, r_precision, average_precision
 
 
-def _split(rows: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Blocks of rows; none of none, where torch gives one empty block."""
-    return rows.split(size) if len(rows) else ()
+def _blocks(rows: Tensor, search: _Search, block: int) -> tuple[Tensor, ...]:
+    """Rows in blocks whose similarities to all candidates are at most `block`."""
+    if len(rows) == 0:
+        return ()  # where torch gives one empty block
+    return rows.split(max(1, min(256, block // len(search.gallery))))
 
 
 def _clustering(search: _Search, seed: int) -> dict[str, float]:

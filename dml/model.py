@@ -1,7 +1,7 @@
 """Images to unit embeddings, in three steps that mixing can enter: image -> feature maps -> pooled
 -> embedding.
 
-Read in the chapters "mixup variants" and "training and evaluation" (book/04_training).
+Read in the chapters "mixup variants" and "training and evaluation" (book/06_training).
 """
 
 from __future__ import annotations

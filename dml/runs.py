@@ -1,7 +1,7 @@
-"""Runs and their records: the only file that knows the folder results/ (book/05_results,
+"""Runs and their records: the only file that knows the folder results/ (book/07_results,
 book/99_provenance).
 
-A run is one notebook, book/04_training, executed by papermill with a recipe of parameters. It
+A run is one notebook, book/06_training, executed by papermill with a recipe of parameters. It
 leaves, in results/runs/<id>/, `record.json` and the executed notebook; while it runs, a checkpoint
 that git ignores.
 """
@@ -25,7 +25,7 @@ from dml import train
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 RECIPES = BOOK / "recipes"
-TRAINING = BOOK / "04_training.ipynb"
+TRAINING = BOOK / "06_training.ipynb"
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy", "scikit-learn")
 KEYS = {"id", "config", "metrics", "history", "seconds", "device", "versions", "commit"}
 

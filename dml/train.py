@@ -1,5 +1,5 @@
 """Training as the algorithm box of the paper: one flat configuration, one loop
-(book/04_training)."""
+(book/06_training)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run. The parameters cell of book/04_training has the same names,
+    """Everything that decides a run. The parameters cell of book/06_training has the same names,
     one a line."""
 
     dataset: str = "glyphs"  # a name of dml.data.NAMES
@@ -50,7 +50,7 @@ class Config:
     weights: str = "none"  # or "pretrained", or a path
     embedding_size: int = 128
     augment: str = "none"  # a name of dml.data.transforms.AUGMENTATIONS
-    epochs: int = 10
+    epochs: int = 10  # passes over the training images
     batch_size: int = 100
     images_per_class: int | None = 5  # in a batch; None shuffles freely
     lr: float = 1e-3

@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 CHAPTERS = sorted({path.stem for path in BOOK.glob("[0-9][0-9]_*.*")})
-TRAINING = "04_training"  # tests/test_runs.py executes it, with a recipe
+TRAINING = "06_training"  # tests/test_runs.py executes it, with a recipe
 
 
 def notebook(chapter: str) -> nbformat.NotebookNode:

@@ -25,7 +25,7 @@
 # or, without `make`, with all that papermill offers,
 #
 # ```bash
-# papermill book/04_training.ipynb out.ipynb -f book/recipes/glyphs.yaml -p mix feature
+# papermill book/06_training.ipynb out.ipynb -f book/recipes/glyphs.yaml -p mix feature
 # ```
 
 # %% tags=["remove-cell"]
@@ -167,5 +167,5 @@ for name, value in shown.items():
 #
 # 1. Run this page with `mix="none"` and with `mix="input"`. How does the number of
 #    images a second change, and why? (`positives=1` helps `input`. Why?)
-# 2. Misspell a parameter: `papermill book/04_training.ipynb out.ipynb -p los nca`.
+# 2. Misspell a parameter: `papermill book/06_training.ipynb out.ipynb -p los nca`.
 # 3. Stop a run half-way with Ctrl-C and start it again. What does its curve look like?

@@ -165,7 +165,7 @@ pairs = loss.compare(F.normalize(batch, dim=1), batch_labels)
 counts = {}
 for kind in mixup.PAIRS:
     for k in (hardest, None):
-        family = mixup.Metrix(loss, kind, k)._parents(pairs, (kind,), torch.tensor(True))[1][0]
+        family = mixup.Metrix(loss, kind, k).parents(pairs, (kind,))[1][0]
         n = int(family.mask.sum())
         counts[kind, f"k = {k or 'all'}"] = {
             "mixed candidates": n,

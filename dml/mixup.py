@@ -169,16 +169,30 @@ class Metrix(nn.Module):
             lam = self._draw_lam(clean) if lam is None else _check_lam(lam)
         instead = mix is not None and self.loss.candidate == "proxy"
         compared = Comparison(clean.anchors, labels, clean.anchors, labels) if instead else clean
-        parents = self._parents(compared, kinds, fine)
+        parents = self.parents(compared, kinds, fine)
         if parents is None:
             refuse(self.loss, embeddings, labels)
             return total  # finite numbers whose sum is not
         rows, families = parents
         if instead:
-            mixed = self._mixed_anchors(clean, rows, families, mix, lam)
+            candidates = self._mixed_anchors(clean, rows, families, mix, lam)
         else:
-            mixed = self._mixed_candidates(clean, rows, families, mix, lam)
-        return total + self.weight * mixed
+            candidates = self._mixed_candidates(clean, rows, families, mix, lam)
+        with full_precision(total):
+            return total + self.weight * self.loss.reduce(*candidates)
+
+    def candidates(
+        self, embeddings: Tensor, labels: Tensor, lam: float | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """V(a) of a batch, all kinds of `pairs` at once, mixed as embeddings: for analyses.
+
+        Returns:
+            similarity, label and mask, (A', M) each, for the anchors that have any parents.
+        """
+        clean = self.loss.compare(embeddings, labels)
+        return self._mixed_candidates(
+            clean, *self.parents(clean, self.pairs), None, _check_lam(lam)
+        )
 
     # -- what is random
 
@@ -196,8 +210,8 @@ class Metrix(nn.Module):
 
     # -- M(a): who is mixed with whom
 
-    def _parents(
-        self, pairs: Comparison, kinds: Sequence[str], fine: Tensor
+    def parents(
+        self, pairs: Comparison, kinds: Sequence[str], fine: Tensor | None = None
     ) -> tuple[Tensor, list[Parents]] | None:
         """The anchors that may have parents of the drawn kinds, (A',), and their mixed candidates,
         a family a kind.
@@ -206,6 +220,7 @@ class Metrix(nn.Module):
         whether the batch is `fine` (None if it is not).
         """
         with torch.no_grad():
+            fine = pairs.mask.new_ones(()) if fine is None else fine
             positive = pairs.label & pairs.mask
             negative = pairs.mask & ~pairs.label
             *counts, fine = torch.cat([positive.sum(1), fine[None]]).tolist()
@@ -248,15 +263,14 @@ class Metrix(nn.Module):
 
     def _mixed_candidates(
         self, clean: Comparison, rows: Tensor, families, mix: Mix | None, lam
-    ) -> Tensor:
-        """mean_a l~(a), eq-mixed, with mixed candidates."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """V(a): similarity, label and mask of the mixed candidates of each anchor, (A', M)."""
         similarity, label = [], []
         for family in families:
-            on_proxy = (
-                family.i is None and self.loss.anchor == "proxy"
-            )  # a proxy is an embedding, it has no image
+            # a proxy is an embedding and has no image: with it, embeddings are mixed in any space
+            from_proxy = family.i is None and self.loss.anchor == "proxy"
             lam_ = _of_pairs(lam, rows, family)
-            if mix is None or on_proxy:
+            if mix is None or from_proxy:
                 with full_precision(rows):
                     s = self._from_gram(clean, rows, family, lam_)
             else:
@@ -265,8 +279,7 @@ class Metrix(nn.Module):
             y = lam_ * family.label_i + (1 - lam_) * family.label_j
             label.append(torch.as_tensor(y, dtype=s.dtype, device=s.device).expand_as(s))
         mask = torch.cat([family.mask for family in families], dim=1)
-        with full_precision(mask):
-            return self.loss.reduce(torch.cat(similarity, 1), torch.cat(label, 1), mask)
+        return torch.cat(similarity, 1), torch.cat(label, 1), mask
 
     def _from_gram(self, clean: Comparison, rows: Tensor, family: Parents, lam) -> Tensor:
         """s(a, v) of mixed embeddings from the similarities that the clean loss has, (A', M);
@@ -294,9 +307,11 @@ class Metrix(nn.Module):
             index = torch.zeros_like(family.j).masked_scatter(family.mask, where)
             return s.gather(1, index)
 
-    def _mixed_anchors(self, clean: Comparison, rows: Tensor, families, mix: Mix, lam) -> Tensor:
-        """mean l~ for proxies as candidates and mixing in another space: a proxy has no image, so
-        the example is mixed.
+    def _mixed_anchors(
+        self, clean: Comparison, rows: Tensor, families, mix: Mix, lam
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """V for proxies as candidates and mixing in another space: a proxy has no image, so the
+        example is mixed.
 
         Parents are those of `families` among the examples. The mixed example takes the anchor's
         place, its label to the proxies mixed from its parents'; s(a, v) is symmetric.
@@ -306,16 +321,14 @@ class Metrix(nn.Module):
         key = torch.cat(
             [(i * size + f.j)[f.mask] for i, f in zip(first, families, strict=True)]
         ).unique()
-        if not len(key):
-            return clean.similarity.sum() * 0.0
         i, j = key // size, key % size
         lam = lam if isinstance(lam, float) else lam[i, j]
-        mixed = mix(i, j, lam)
+        mixed = mix(i, j, lam) if len(key) else clean.anchors[:0]
         with full_precision(mixed):
             mixed = F.normalize(as_float(mixed), dim=1).to(clean.candidates.dtype)
             similarity = mixed @ clean.candidates.T  # (U, C)
             label = interpolate(clean.label.to(similarity.dtype), i, j, lam)
-            return self.loss.reduce(similarity, label, torch.ones_like(label, dtype=torch.bool))
+            return similarity, label, torch.ones_like(label, dtype=torch.bool)
 
 
 def _positive_negative(p, p_mask, q, q_mask) -> Parents:

@@ -185,7 +185,7 @@ def mixing_pairs(x, labels, metrix, lam: float):
     pairs = metrix.loss.compare(x, labels)
     figure, axes = _subplots(2, 2, figsize=(SIZE["wide"][0], 7.0))
     for axis, kind in zip(axes.flat, metrix.pairs, strict=True):
-        rows, (family,) = metrix._parents(pairs, (kind,), torch.tensor(True))
+        rows, (family,) = metrix.parents(pairs, (kind,))
         here = family.mask[0] & (rows[0] == 0)
         j = x[family.j[0][here]]
         i = x[:1].expand_as(j) if family.i is None else x[family.i[0][here]]

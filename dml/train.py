@@ -29,19 +29,12 @@ class Config:
     one a line."""
 
     dataset: str = "glyphs"  # a name of dml.data.NAMES
-    dataset_options: dict = field(
-        default_factory=dict
-    )  # passed to the reader, such as {"classes": 300}
+    dataset_options: dict = field(default_factory=dict)  # for its reader: {"classes": 300}
     loss: str = "multi_similarity"  # a name of dml.losses.LOSSES
-    loss_options: dict = field(
-        default_factory=dict
-    )  # its hyper-parameters, the paper's where left out
+    loss_options: dict = field(default_factory=dict)  # the paper's where left out
     miner_epsilon: float | None = None  # multi-similarity's miner; None compares every pair
     mix: str = "embed"  # the space of Metrix: input, feature, embed; none is the baseline
-    pairs: tuple[str, ...] = (
-        "positive-negative",
-        "anchor-negative",
-    )  # one is drawn for each iteration
+    pairs: tuple[str, ...] = mixup.PAIRS[:2]  # one is drawn for each iteration
     hardest: int | None = 3  # k, the negatives of an anchor that are mixed; None for all
     positives: int | None = None  # positives of an anchor that are mixed; None for all
     alpha: float = 2.0  # lambda ~ Beta(alpha, alpha)

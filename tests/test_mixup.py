@@ -115,7 +115,7 @@ def test_lambda_one_and_zero_give_the_parents_back(name, kind):
     metrix = mixup.Metrix(loss, kind, hardest=None, weight=1.0)
     pairs = loss.compare(embeddings, labels)
     for lam in (1.0, 0.0):
-        rows, (family,) = metrix._parents(pairs, (kind,), torch.tensor(True))
+        rows, (family,) = metrix.parents(pairs, (kind,))
         label = torch.full(
             family.j.shape, lam * family.label_i + (1 - lam) * family.label_j
         ).double()
@@ -164,7 +164,7 @@ def test_parents_have_the_labels_of_their_kind_and_negatives_are_the_hardest(see
     pairs = losses.contrastive().compare(embeddings, labels)
     metrix = mixup.Metrix(losses.contrastive(), hardest=3)
     for kind in mixup.PAIRS:
-        rows, (family,) = metrix._parents(pairs, (kind,), torch.tensor(True))
+        rows, (family,) = metrix.parents(pairs, (kind,))
         anchor = rows[:, None].expand_as(family.j)
         for parent, label in ((family.i, family.label_i), (family.j, family.label_j)):
             if parent is None:

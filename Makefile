@@ -29,8 +29,8 @@ lab: .venv/.installed ## open the notebooks in JupyterLab, paired with their scr
 run: .venv/.installed ## one run: DATASET=glyphs LOSS=multi_similarity MIX=feature SEED=0 SET="epochs=20"
 	$(BIN)/python -m dml.runs run --recipe $(DATASET) --set loss=$(LOSS) mix=$(MIX) seed=$(SEED) $(SET)
 
-results: .venv/.installed ## make every table anew from the records in results/
-	$(BIN)/python -m dml.runs tables
+results: .venv/.installed ## make tables and figures anew from the records in results/
+	$(BIN)/python -m dml.runs results
 
 bench: .venv/.installed ## measure costs, each beside the library that people know
 	$(BIN)/python benchmarks/evaluate.py

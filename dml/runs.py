@@ -250,14 +250,28 @@ def headline() -> pd.DataFrame:
     return summary(load(profile="paper", tag=""))
 
 
-def write_tables() -> list[Path]:
-    """Write every table made from the records: results/summary.csv, and the one in README.md."""
+def write_results() -> list[Path]:
+    """Make everything anew that is made from the records: results/summary.csv, the table in
+    README.md, and the figures that it shows. Returns what was written."""
+    from dml import data, plot  # not for reading a record
+
     rows = headline()
-    table = results() / "summary.csv"
+    table, readme, figures = results() / "summary.csv", ROOT / "README.md", results() / "figures"
+    figures.mkdir(exist_ok=True)
     rows.round(3).to_csv(table, index=False)
-    readme = ROOT / "README.md"
     readme.write_text(with_table(readme.read_text(), markdown(rows)))
-    return [table, readme]
+    plot.use_style()
+    unseen = data.load("glyphs").query
+    sample = range(0, len(unseen.classes), len(unseen.classes) // 6)[:6]
+    drawn = {unseen.classes[c]: unseen.images[unseen.labels == c] for c in sample}
+    curves = history(load(dataset="glyphs", loss="multi_similarity", profile="paper", tag=""))
+    written = {
+        figures / "glyphs.svg": plot.class_grid(drawn),
+        figures / "curves.svg": plot.learning_curves(curves, METHODS),
+    }
+    for path, figure in written.items():
+        figure.savefig(path, metadata={"Date": None})
+    return [table, readme, *written]
 
 
 def with_table(text: str, table: str) -> str:
@@ -367,11 +381,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     run.add_argument("--force", action="store_true", help="make it again")
     verbs.add_parser("smoke", help="make the smoke-size runs that are missing")
-    verbs.add_parser("tables", help="write the tables made from the records")
+    verbs.add_parser("results", help="make the tables and figures of the records anew")
     given = parser.parse_args(arguments)
     os.chdir(ROOT)
-    if given.verb == "tables":
-        print(*(path.relative_to(ROOT) for path in write_tables()), sep="\n")
+    if given.verb == "results":
+        print(*(path.relative_to(ROOT) for path in write_results()), sep="\n")
         return
     jobs = SMOKE
     if given.verb == "run":

@@ -1,7 +1,7 @@
 """Images in files: decoded to 8-bit RGB whatever their kind, one at a time or all at once."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,8 +23,7 @@ class Files(Sequence):
 
     def __getitem__(self, i):
         """The image at an index, or the `Files` at several."""
-        paths = self.paths[i]
-        return decode(paths) if isinstance(paths, str) else Files(paths)
+        return Files(self.paths[np.asarray(i)]) if np.ndim(i) else decode(self.paths[i])
 
 
 def decode(path: str | Path, size: int | None = None) -> Tensor:
@@ -50,7 +49,7 @@ def decode(path: str | Path, size: int | None = None) -> Tensor:
             image = _rgb(ImageOps.exif_transpose(image))
             if size is not None:
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     except FileNotFoundError:
         raise FileNotFoundError(f"no such image: {path}") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -66,23 +65,39 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_all(paths: Sequence[Path], size: int) -> Tensor:
-    """All images (n, 3, size, size) uint8, decoded by as many threads as there are cores.
+def read(paths: Sequence[Path], size: int | None) -> Files | Tensor:
+    """The images at these paths: left in their files, or with a `size` decoded into memory.
+
+    Returns:
+        Files, or (n, 3, size, size) uint8 decoded by as many threads as there are cores.
 
     Raises:
+        FileNotFoundError: a file that is not there, by name, and how many there are not.
         ValueError: as `decode`.
     """
+    _all_there(paths)
+    if size is None:
+        return Files(paths)
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-
-    def fill(i: int) -> None:
-        images[i] = decode(paths[i], size)
-
-    each(fill, range(len(paths)), "decoding")
+    decoded = each(lambda path: decode(path, size), paths, "decoding")
+    for i, image in enumerate(decoded):
+        images[i] = image
     return images
 
 
-def each(function, items: Sequence, title: str) -> list:
-    """`function` of every item, in threads (PIL decodes outside Python's lock), with a bar."""
+def _all_there(paths: Sequence[Path]) -> None:
+    """Each folder is listed once: asking for each file would take minutes on a network's disk."""
+    folders = {path.parent for path in map(Path, paths)}
+    there = {folder: set(os.listdir(folder)) for folder in folders if folder.is_dir()}
+    missing = [p for p in map(Path, paths) if p.name not in there.get(p.parent, ())]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]} is missing, {len(missing)} of {len(paths)} images are: unpack again"
+        )
+
+
+def each(function, items: Sequence, title: str) -> Iterator:
+    """`function` of every item in order, in threads (PIL decodes without Python's lock)."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(function, items), total=len(items), desc=title, unit="image", delay=2)
-        return list(bar)
+        done = pool.map(function, items)
+        yield from tqdm(done, total=len(items), desc=title, unit="image", delay=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dml.data.files import Files, decode_all
+from dml.data import files
 from dml.data.split import Sets, Split
 
 IGNORED = {"thumbs.db", "desktop.ini"}
@@ -45,19 +45,18 @@ def _split(base: Path, size: int | None) -> Split:
     folders = sorted(f for f in base.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not folders:
         raise ValueError(f"{base} has no class folder: images belong in {base}/<class>/")
-    files, labels = [], []
+    paths, labels = [], []
     for label, folder in enumerate(folders):
         images = sorted(f for f in folder.rglob("*") if f.is_file() and not _ignored(f))
         if not images:
             raise ValueError(f"{folder} has no image: remove it, or put images in it")
-        files += images
+        paths += images
         labels += [label] * len(images)
     known = Image.registered_extensions()
-    for file in files:
-        if file.suffix.lower() not in known:
-            raise ValueError(f"{file} is not an image: images end in .jpg, .png and the like")
-    images = Files(files) if size is None else decode_all(files, size)
-    return Split(images, labels, [folder.name for folder in folders])
+    for path in paths:
+        if path.suffix.lower() not in known:
+            raise ValueError(f"{path} is not an image: images end in .jpg, .png and the like")
+    return Split(files.read(paths, size), labels, [folder.name for folder in folders])
 
 
 def _ignored(file: Path) -> bool:

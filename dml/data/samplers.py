@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
 
 
@@ -90,3 +91,32 @@ def per_class(labels, batches, classes, m, rng) -> np.ndarray:
     few = size < m
     drawn[few] = rng.integers(size[few, None], size=(few.sum(), m))
     return order[first[chosen, None] + drawn].reshape(batches, classes * m)
+
+
+def label_fraction(labels, fraction: float, seed: int = 0) -> torch.Tensor:
+    """Which images keep their labels: the same part of every class, at random.
+
+    Args:
+        labels: (n,).
+        fraction: in (0, 1]; each class keeps the nearest whole number of its images.
+        seed: of the draw. Equal arguments give equal indices.
+
+    Returns:
+        Their indices, rising.
+
+    Raises:
+        ValueError: a fraction outside (0, 1], or one that leaves a class without a label.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction} must be above 0 and at most 1")
+    labels = np.asarray(labels)
+    counts = np.bincount(labels)
+    kept = np.floor(fraction * counts + 0.5).astype(np.int64)
+    empty = np.flatnonzero((kept == 0) & (counts > 0))
+    if len(empty):
+        raise ValueError(
+            f"fraction={fraction} leaves class {empty[0]}, of {counts[empty[0]]} images, unlabelled"
+        )
+    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), labels))
+    place = np.arange(len(labels)) - (counts.cumsum() - counts)[labels[order]]  # within the class
+    return torch.from_numpy(np.sort(order[place < kept[labels[order]]]))

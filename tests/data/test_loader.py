@@ -157,3 +157,30 @@ def test_sizes_that_do_not_fit_are_named(split, arguments, culprit):
 def test_a_batched_transform_refuses_files(files):
     with pytest.raises(ValueError, match="RandomAffine is for images in memory"):
         data.loader(files, 4, transform=data.transforms.RandomAffine())
+
+
+def test_a_label_fraction_is_the_same_part_of_every_class():
+    labels = torch.arange(5).repeat_interleave(torch.tensor([10, 20, 30, 40, 50]))
+    labels = labels[torch.randperm(150, generator=torch.Generator().manual_seed(0))]
+    kept = data.label_fraction(labels, 0.1)
+    assert labels[kept].bincount().tolist() == [1, 2, 3, 4, 5]
+    assert torch.equal(kept, kept.unique()) and kept.dtype == torch.int64
+    assert torch.equal(kept, data.label_fraction(labels, 0.1))
+    assert not torch.equal(kept, data.label_fraction(labels, 0.1, seed=1))
+    assert torch.equal(data.label_fraction(labels, 1.0), torch.arange(150))
+
+
+def test_a_label_fraction_draws_every_image_equally_often():
+    labels = np.repeat([0, 1], [4, 8])
+    counts = np.zeros(12)
+    for seed in range(2000):
+        counts[data.label_fraction(labels, 0.5, seed)] += 1
+    assert np.abs(counts / 1000 - 1).max() < 0.1
+
+
+def test_a_label_fraction_that_leaves_a_class_without_labels_is_refused():
+    with pytest.raises(ValueError, match=r"fraction=0\.1 leaves class 1, of 4 images, unlabelled"):
+        data.label_fraction(np.repeat([0, 1], [10, 4]), 0.1)
+    for fraction in (0, 1.5, -1):
+        with pytest.raises(ValueError, match=f"fraction={fraction} must be above 0"):
+            data.label_fraction([0, 1], fraction)

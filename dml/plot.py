@@ -4,6 +4,11 @@ Functions take data and return the figure; captions and alternative texts belong
 call them.
 """
 
+import hashlib
+import json
+import re
+from pathlib import Path
+
 import matplotlib as mpl
 import seaborn as sns
 import torch
@@ -309,3 +314,69 @@ def learning_curves(history, methods: dict, metric: str = "recall_at_1"):
             axis.fill_between(curve.index, curve["min"], curve["max"], color=COLOUR[mix], alpha=0.2)
     axis.legend()
     return figure
+
+
+def positivity_curves(curves, published=None):
+    """Share of mixed embeddings that behave as positives, by lambda, a panel a loss.
+
+    Args:
+        curves: rows with `loss`, `when`, `lambda`, `measured` and `predicted` (NaN without one).
+        published: the paper's curve for multi-similarity, `lambda`, `empirical`, `theoretical`.
+    """
+    names = list(dict.fromkeys(curves["loss"]))
+    figure, axes = _subplots(1, len(names), figsize=(SIZE["wide"][0], 4.0), sharey=True)
+    for axis, name in zip(axes, names, strict=True):
+        for (when, rows), colour in zip(
+            curves[curves["loss"] == name].groupby("when", sort=False),
+            (COLOUR["none"], COLOUR["feature"]),
+            strict=True,
+        ):
+            axis.plot(rows["lambda"], rows["measured"], color=colour, label=f"measured, {when}")
+            if rows["predicted"].notna().all():
+                axis.plot(
+                    rows["lambda"], rows["predicted"], ":", color=colour, label=f"formula, {when}"
+                )
+        if published is not None and name == "multi_similarity":
+            for column, style in (("empirical", "o"), ("theoretical", "x")):
+                axis.plot(
+                    published["lambda"],
+                    published[column],
+                    style,
+                    color=COLOUR["published"],
+                    markersize=5,
+                    label=f"paper, {column}",
+                )
+        axis.set(title=name.replace("_", " "), xlabel=r"$\lambda$")
+    axes[0].set_ylabel("share that attracts")
+    entries = {
+        label: line
+        for axis in axes
+        for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def positivity_explorer(s_ap, s_an, s_pn, beta: float, gamma: float, margin: float):
+    """Move lambda, beta, gamma and m, and see which mixed embeddings attract (eq-positivity).
+
+    One page of HTML that works in a static page as in JupyterLab, without a kernel.
+
+    Args:
+        s_ap, s_an, s_pn: similarities of anchor, positive and negative of n triples, (n,) each.
+        beta, gamma, margin: where the knobs start.
+    """
+    from IPython.display import HTML
+
+    triples = torch.stack([s_ap, s_an, s_pn], 1).double().numpy().round(4).tolist()
+    filled = {
+        "ID": "dml-explorer-" + hashlib.sha256(repr(triples).encode()).hexdigest()[:8],
+        "DATA": json.dumps(triples),
+        "BETA": f"{beta:g}",
+        "GAMMA": f"{gamma:g}",
+        "MARGIN": f"{margin:g}",
+        "ATTRACTS": COLOUR["positive"],
+        "REPELS": COLOUR["negative"],
+    }
+    page = Path(__file__).with_name("explorer.html").read_text()
+    return HTML(re.sub(r"\b(" + "|".join(filled) + r")\b", lambda word: filled[word[0]], page))

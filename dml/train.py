@@ -248,8 +248,8 @@ def evaluate_on(network: nn.Module, sets: data.Sets, config: Config, device: tor
     )
 
 
-def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tuple[nn.Module, dict]:
-    """Train and evaluate as `config` says; the network and what the run's record holds of it.
+def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tuple[Parts, dict]:
+    """Train and evaluate as `config` says; what was trained, and what the run's record holds of it.
 
     Args:
         config: the run.
@@ -258,9 +258,10 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
             keeps none.
 
     Returns:
-        The trained network, and a dict: `metrics` ("last" epoch, the headline, and the "best" by
-        test Recall@1, which is selected on test data as the papers do), `history` by epoch,
-        `seconds`, `images_per_second`, `peak_memory_mb` (of the GPU), `device`.
+        The trained parts (`network`, `criterion` with its proxies), and a dict: `metrics` ("last"
+        epoch, the headline, and the "best" by test Recall@1, which is selected on test data as the
+        papers do), `history` by epoch, `seconds`, `images_per_second`, `peak_memory_mb` (of the
+        GPU), `device`.
     """
     device = pick_device(config.device)
     parts = build(config, sets, device)
@@ -301,7 +302,7 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
             history.append(row)
             if checkpoint is not None:
                 _save(checkpoint, config, parts, history, device)
-    return parts.network, _summary(history, device)
+    return parts, _summary(history, device)
 
 
 def _summary(history: list[dict], device: torch.device) -> dict:

@@ -203,9 +203,7 @@ strengths = (0.0, 0.25, 0.5, 1.0)
 by_strength = []
 for strength in strengths:
     query = data.load("glyphs", seed=seed, classes=classes, distortion=strength).query
-    found = evaluate.retrieval(
-        query.images.flatten(1).float(), query.labels, k=(1,), at_r=False
-    )
+    found = evaluate.retrieval(query.images.flatten(1).float(), query.labels, k=(1,), at_r=False)
     by_strength.append(found["recall_at_1"])
 plot.recall_curve(strengths, by_strength, xlabel="strength of the affine maps")
 

@@ -163,7 +163,7 @@ glue("gap_at", ms["lambda"].iloc[gap.argmax()], display=False)
 # multi-similarity trained, each alone with its anchor. Which ones attract, as $\lambda$, $\beta$, $\gamma$ and $m$
 # change? (No kernel is needed; this is the page itself.)
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Similarities of mixed embeddings to their anchors; those up to the threshold attract. Move lambda, beta, gamma and m.", "name": "fig-explorer"}, "image": {"alt": "Histogram of the similarities of mixed embeddings, blue up to the threshold and orange above it, with four knobs."}}
 z = trained["multi_similarity", "trained"]
 pairs = losses.multi_similarity().compare(z, image_labels)
 s, n = pairs.similarity, len(z)

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
@@ -130,9 +131,9 @@ class _Search:
         """Of some queries to some candidates, (b, c), computed in `dtype`."""
         query, gallery = self.query[rows].to(dtype), self.gallery[columns]
         similarity = query.new_empty(len(rows), len(gallery))
-        for start in range(0, len(gallery), 4096):  # so that no second gallery is made
-            part = gallery[start : start + 4096].to(dtype)
-            torch.mm(query, part.T, out=similarity[:, start : start + 4096])
+        for start in range(0, len(gallery), 4000):  # so that no second gallery is made
+            part = gallery[start : start + 4000].to(dtype)
+            _multiply(query, part, similarity[:, start : start + 4000])
         return similarity
 
     def span(self, rows: Tensor) -> tuple[slice, Tensor]:
@@ -168,28 +169,30 @@ def _count_before_first(search: _Search, rows: Tensor, ks: Tensor, block: int) -
     lower = (best - TIE - search.rounding).to(search.query.dtype)
     upper = (best - TIE + search.rounding).to(search.query.dtype)
     possible, certain = torch.zeros(2, n, dtype=torch.float64, device=rows.device)
-    side = min(1024, math.isqrt(block))  # a tile and its flags stay in a processor's cache
-    tiles, flags = search.query.new_empty(2, side, side)
-
-    def before(tile: Tensor, threshold: Tensor, dim: int) -> Tensor:
-        """How many of a tile (b, c) are at least a threshold, along `dim`. The flags are floats,
-        which is several times faster on a CPU than booleans."""
-        flag = flags[: tile.shape[0], : tile.shape[1]]
-        return torch.ge(tile, threshold.unsqueeze(dim), out=flag).sum(dim)
-
+    # on a CPU: a side that is a power of two is a tenth slower (rows on the same lines of the
+    # cache), strips of a tile stay in the cache, and flags are faster as floats than as booleans
+    side, strip = min(2000, math.isqrt(block)), 200
+    tiles, flags = search.query.new_empty(side, side), search.query.new_empty(strip, side)
     for i in range(0, n, side):
         query, query_class = search.query[i : i + side], search.query_class[i : i + side]
         # s(a, b) = s(b, a): among themselves, each unordered pair of blocks is multiplied once
         for j in range(i if search.alone else 0, len(search.gallery), side):
             gallery = search.gallery[j : j + side]
             gallery_class = search.gallery_class[j : j + side]
-            tile = torch.mm(query, gallery.T, out=tiles[: len(query), : len(gallery)])
+            tile = _multiply(query, gallery, tiles[: len(query), : len(gallery)])
             if query_class[-1] >= gallery_class[0] and gallery_class[-1] >= query_class[0]:
                 tile.masked_fill_(query_class[:, None] == gallery_class, -math.inf)
-            for count, threshold in ((possible, lower), (certain, upper)):
-                count[i : i + side] += before(tile, threshold[i : i + side], 1)
-                if search.alone and j > i:
-                    count[j : j + side] += before(tile, threshold[j : j + side], 0)
+            columns = slice(j, j + side) if search.alone and j > i else None
+            for start in range(0, len(tile), strip):
+                part = tile[start : start + strip]
+                rows_, flag = (
+                    slice(i + start, i + start + len(part)),
+                    flags[: len(part), : part.shape[1]],
+                )
+                for count, threshold in ((possible, lower), (certain, upper)):
+                    count[rows_] += torch.ge(part, threshold[rows_, None], out=flag).sum(1)
+                    if columns is not None:
+                        count[columns] += torch.ge(part, threshold[columns], out=flag).sum(0)
 
     undecided = ((certain[:, None] < ks) != (possible[:, None] < ks)).any(1).nonzero()[:, 0]
     for part in _blocks(undecided, search, block):
@@ -241,6 +244,15 @@ def _blocks(rows: Tensor, search: _Search, block: int) -> tuple[Tensor, ...]:
     if len(rows) == 0:
         return ()  # where torch gives one empty block
     return rows.split(max(1, min(256, block // len(search.gallery))))
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """a b^T, written to `out`. On a CPU by numpy, whose OpenBLAS was never slower than torch's MKL
+    and up to 1.5 times as fast where it was measured (benchmarks/evaluate.py)."""
+    if a.is_cuda:
+        return torch.mm(a, b.T, out=out)
+    np.matmul(a.numpy(), b.numpy().T, out=out.numpy())
+    return out
 
 
 def _clustering(search: _Search, seed: int) -> dict[str, float]:

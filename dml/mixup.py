@@ -43,7 +43,10 @@ def interpolate(x: Tensor, i: Tensor, j: Tensor, lam: float | Tensor) -> Tensor:
     ...); eq-mix."""
     if isinstance(lam, Tensor):
         lam = lam.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    return torch.lerp(x[j], x[i], lam)
+    rows = x.flatten(1)
+    # backward, embedding adds up in a fixed order; x[i] does not where there are several threads
+    x_i, x_j = (F.embedding(index, rows).view(-1, *x.shape[1:]) for index in (i, j))
+    return torch.lerp(x_j, x_i, lam)
 
 
 def mixed_similarity(s_i: Tensor, s_j: Tensor, s_ij: Tensor, lam: float | Tensor) -> Tensor:
@@ -284,7 +287,9 @@ class Metrix(nn.Module):
     def _from_gram(self, clean: Comparison, rows: Tensor, family: Parents, lam) -> Tensor:
         """s(a, v) of mixed embeddings from the similarities that the clean loss has, (A', M);
         eq-gram."""
-        s = clean.similarity if len(rows) == len(clean.similarity) else clean.similarity[rows]
+        s = clean.similarity
+        if len(rows) < len(s):
+            s = F.embedding(rows, s)
         s_j = s.gather(1, family.j)
         if family.i is None:
             return mixed_similarity(1.0, s_j, s_j, lam)
@@ -303,7 +308,7 @@ class Metrix(nn.Module):
         mixed = mix(i, j, lam if isinstance(lam, float) else lam[i, j])
         with full_precision(mixed):
             mixed = F.normalize(as_float(mixed), dim=1).to(clean.anchors.dtype)
-            s = clean.anchors[rows] @ mixed.T  # (A', U)
+            s = F.embedding(rows, clean.anchors) @ mixed.T  # (A', U)
             index = torch.zeros_like(family.j).masked_scatter(family.mask, where)
             return s.gather(1, index)
 

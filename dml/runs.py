@@ -288,6 +288,7 @@ def _columns() -> list[str]:
         "id",
         *(f.name for f in dataclasses.fields(train.Config)),
         "recall_at_1",
+        "mean_average_precision_at_r",
         "best_recall_at_1",
     ]
 

@@ -13,10 +13,12 @@ import papermill
 import pytest
 from bs4 import BeautifulSoup
 
+from dml import runs
+
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 CHAPTERS = sorted({path.stem for path in BOOK.glob("[0-9][0-9]_*.*")})
-TRAINING = "06_training"  # tests/test_runs.py executes it, with a recipe
+TRAINING = runs.TRAINING.stem  # tests/test_runs.py executes it, with a recipe
 
 
 def notebook(chapter: str) -> nbformat.NotebookNode:

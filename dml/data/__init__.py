@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from dml.data import (
@@ -11,6 +12,7 @@ from dml.data import (
     cars,
     cub,
     digits,
+    emoji,
     flowers17,
     folder,
     glyphs,
@@ -44,6 +46,7 @@ READERS = {
     "glyphs": glyphs.read,
     "digits": digits.read,
     "folder": folder.read,
+    "emoji": emoji.read,
     "cub": cub.read,
     "cars": cars.read,
     "sop": sop.read,
@@ -117,7 +120,8 @@ def download(name: str, root: str | Path | None = None) -> dict[str, dict[str, i
         ValueError, FileNotFoundError, OSError: see `dml.data.archives.download`; where no link
             leads to it, what to do by hand.
     """
-    archives.download(name, ROOT if root is None else Path(root))
+    fetch = emoji.download if name == "emoji" else partial(archives.download, name)
+    fetch(ROOT if root is None else Path(root))
     return verify(name, root)
 
 

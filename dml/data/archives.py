@@ -73,6 +73,8 @@ def how_to_get(name: str, root: Path) -> str:
             f"To get {name}: dml.data.download({name!r}, {str(root)!r}), or unpack {archive.url} "
             f"({archive.checksum}) into {root / archive.into}."
         )
+    if name == "emoji":
+        return f"To get emoji: dml.data.download('emoji', {str(root)!r}); it needs npm."
     if name in BY_TORCHVISION:
         return f"To get {name}: dml.data.load({name!r}, {str(root)!r}, download=True)."
     return ""

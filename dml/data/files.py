@@ -100,4 +100,4 @@ def each(function, items: Sequence, title: str) -> Iterator:
     """`function` of every item in order, in threads (PIL decodes without Python's lock)."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         done = pool.map(function, items)
-        yield from tqdm(done, total=len(items), desc=title, unit="image", delay=2)
+        yield from tqdm(done, total=len(items), desc=title, unit="image", delay=2, mininterval=2)

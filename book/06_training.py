@@ -34,7 +34,7 @@ import inspect
 from IPython.display import Code
 from myst_nb import glue
 
-from dml import data, plot, runs, train
+from dml import plot, runs, train
 
 plot.use_style()
 
@@ -72,6 +72,8 @@ lr_gamma: float = 0.1  # factor of a step
 clip_value: float = 10.0  # bound of each component of the gradient; None for none
 eval_every: int = 2  # epochs between two evaluations
 k: list = [1, 2, 4, 8]  # of Recall@K
+folds: int = 0  # parts of the training classes, one held out; 0 tests instead
+fold: int = 0  # which of them is held out
 seed: int = 0  # of weights, batches and mixing; equal seeds see equal batches
 device: str = "auto"  # the GPU where there is one
 precision: str = "float32"  # of the network, or bfloat16, float16
@@ -92,10 +94,12 @@ config.id
 # ## The data
 #
 # Classes to train on and classes to test on share no member: the network is asked about
-# things that it has never seen.
+# things that it has never seen. Whoever chooses a hyper-parameter must not look at the
+# test classes: `folds=4, fold=0` holds out a quarter of the training classes and judges
+# by them, as {cite:t}`musgrave2020reality` ask for.
 
 # %%
-sets = data.load(config.dataset, config.root, **config.dataset_options)
+sets = train.load(config)
 {name: (len(s), len(s.classes)) for name, s in vars(sets).items() if s is not None}
 
 # %% [markdown]

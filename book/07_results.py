@@ -37,7 +37,7 @@ loss: str = "multi_similarity"  # of the learning curves
 # they are too small to compare methods.
 
 # %%
-smoke = runs.load(dataset=dataset, profile="smoke", tag="")
+smoke = runs.load(dataset=dataset, profile="smoke", tag="", folds=0)
 own = runs.summary(smoke) if len(smoke) else None
 
 # %% tags=["hide-input"]
@@ -64,7 +64,7 @@ plot.learning_curves(runs.history(smoke), runs.METHODS)
 # over seeds, of the last epoch, in per cent:
 
 # %% tags=["hide-input"]
-full = runs.load(dataset=dataset, profile="paper", tag="")
+full = runs.load(dataset=dataset, profile="paper", tag="", folds=0)
 Markdown(
     runs.markdown(runs.summary(full))
     if len(full)

@@ -85,7 +85,7 @@ def write(config: train.Config, outcome: dict) -> dict:
 
 
 def read(path: Path) -> dict:
-    """One record.
+    """One record. A setting that came after it has its default, which changes nothing.
 
     Raises:
         ValueError: a file that is not a whole record, by name.
@@ -99,6 +99,7 @@ def read(path: Path) -> dict:
     missing = KEYS - record.keys() if isinstance(record, dict) else KEYS
     if missing:
         raise ValueError(f"{path} is not a whole record: it lacks {', '.join(sorted(missing))}")
+    record["config"] = json.loads(json.dumps(dataclasses.asdict(train.Config()))) | record["config"]
     return record
 
 
@@ -114,7 +115,7 @@ def finished(config: train.Config) -> dict | None:
     record = read(path)
     ours = json.loads(json.dumps(dataclasses.asdict(config)))
     where = ("device", "workers", "root")  # where a run is made, not what it is
-    other = {key: (record["config"].get(key), ours[key]) for key in ours if key not in where}
+    other = {key: (record["config"][key], ours[key]) for key in ours if key not in where}
     other = {key: pair for key, pair in other.items() if pair[0] != pair[1]}
     if other:
         changes = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in other.items())
@@ -247,7 +248,7 @@ def markdown(rows: pd.DataFrame) -> str:
 def headline() -> pd.DataFrame:
     """The `summary` of the full-size runs without a tag: what README and the results chapter
     show."""
-    return summary(load(profile="paper", tag=""))
+    return summary(load(profile="paper", tag="", folds=0))
 
 
 def write_results() -> list[Path]:
@@ -264,7 +265,9 @@ def write_results() -> list[Path]:
     unseen = data.load("glyphs").query
     sample = range(0, len(unseen.classes), len(unseen.classes) // 6)[:6]
     drawn = {unseen.classes[c]: unseen.images[unseen.labels == c] for c in sample}
-    curves = history(load(dataset="glyphs", loss="multi_similarity", profile="paper", tag=""))
+    curves = history(
+        load(dataset="glyphs", loss="multi_similarity", profile="paper", tag="", folds=0)
+    )
     written = {
         figures / "glyphs.svg": plot.class_grid(drawn),
         figures / "curves.svg": plot.learning_curves(curves, METHODS),

@@ -55,6 +55,8 @@ class Config:
     clip_value: float | None = 10.0  # of each gradient component, as Metrix's code does
     eval_every: int = 2  # epochs
     k: tuple[int, ...] = (1, 2, 4, 8)  # of Recall@K
+    folds: int = 0  # parts of the training classes, one held out for validation; 0 tests instead
+    fold: int = 0  # which of them is held out
     seed: int = 0  # of weights, batches, mixing; equal seeds see equal batches
     device: str = "auto"  # the GPU where there is one
     precision: str = "float32"  # of the network; the loss is always computed in float32
@@ -113,8 +115,10 @@ class Config:
 
     @property
     def id(self) -> str:
-        """dataset-loss-mix-sSEED, then the tag and the profile where they say anything."""
+        """dataset-loss-mix-sSEED, then fold, tag and profile where they say anything."""
         parts = [self.dataset, self.loss, self.mix, f"s{self.seed}", self.tag]
+        if self.folds:
+            parts.insert(4, f"fold{self.fold}of{self.folds}")
         if self.profile != "paper":
             parts.append(self.profile)
         return "-".join(part for part in parts if part)
@@ -133,6 +137,13 @@ def _check_types(config: Config) -> None:
         if name not in [kind.split("[")[0] for kind in kinds]:
             raise ValueError(f"{f.name}={value!r} must be {f.type}, not {name}")
         object.__setattr__(config, f.name, value)
+
+
+def load(config: Config) -> data.Sets:
+    """The classes to train on and those to evaluate on: the test classes, or a fold of the training
+    classes."""
+    sets = data.load(config.dataset, config.root, **config.dataset_options)
+    return sets.fold(config.fold, config.folds) if config.folds else sets
 
 
 @dataclass
@@ -253,15 +264,15 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
 
     Args:
         config: the run.
-        sets: from `dml.data.load`.
+        sets: from `load`.
         checkpoint: a file that is written after each epoch and continued from where it exists; None
             keeps none.
 
     Returns:
         The trained parts (`network`, `criterion` with its proxies), and a dict: `metrics` ("last"
-        epoch, the headline, and the "best" by test Recall@1, which is selected on test data as the
-        papers do), `history` by epoch, `seconds`, `images_per_second`, `peak_memory_mb` (of the
-        GPU), `device`.
+        epoch, the headline, and the "best" by Recall@1, which is selected on test data as the
+        papers do, unless `folds` holds classes out), `history` by epoch, `seconds`,
+        `images_per_second`, `peak_memory_mb` (of the GPU), `device`.
     """
     device = pick_device(config.device)
     parts = build(config, sets, device)
@@ -302,10 +313,10 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
             history.append(row)
             if checkpoint is not None:
                 _save(checkpoint, config, parts, history, device)
-    return parts, _summary(history, device)
+    return parts, _summary(config, history, device)
 
 
-def _summary(history: list[dict], device: torch.device) -> dict:
+def _summary(config: Config, history: list[dict], device: torch.device) -> dict:
     evaluated = [row for row in history if "recall_at_1" in row]
     measured = ("epoch", "recall", "precision", "r_prec", "mean_average", "queries")
     last, best = (
@@ -314,10 +325,11 @@ def _summary(history: list[dict], device: torch.device) -> dict:
     )
     train_seconds = sum(row["train_seconds"] for row in history)
     cuda = device.type == "cuda"
+    judges = "validation" if config.folds else "test"
     return {
         "metrics": {
             "last": last | {"selected_by": "the last epoch"},
-            "best": best | {"selected_by": "recall_at_1 on the test classes"},
+            "best": best | {"selected_by": f"recall_at_1 on the {judges} classes"},
         },
         "history": history,
         "seconds": {

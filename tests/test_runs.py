@@ -56,6 +56,17 @@ def test_a_record_is_written_whole_or_not_at_all(monkeypatch):
     assert runs.finished(config)["device"] == "CPU"
 
 
+def test_a_record_from_before_a_setting_came_has_its_default():
+    config = train.Config(**TINY)
+    runs.write(config, OUTCOME)
+    path = runs.folder(config.id) / "record.json"
+    older = json.loads(path.read_text())
+    del older["config"]["folds"]
+    path.write_text(json.dumps(older))
+    assert runs.finished(config)["config"]["folds"] == 0
+    assert runs.load(folds=0)["id"].tolist() == [config.id]
+
+
 @pytest.mark.parametrize("text", ['{"id": "digi', "[]", '{"id": 1}', ""])
 def test_a_half_written_record_is_named(text):
     config = train.Config(**TINY)

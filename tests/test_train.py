@@ -209,3 +209,25 @@ def test_a_gpu_trains_every_space_in_every_precision(sets, mix, precision):
     outcome = train.fit(config(device="cuda", mix=mix, precision=precision), sets)[1]
     assert outcome["peak_memory_mb"] > 0
     assert outcome["metrics"]["last"]["recall_at_1"] > 0.5
+
+
+def test_a_fold_is_held_out_of_training_and_judges_in_place_of_the_test_classes():
+    whole = data.load("digits")
+    folds = [train.load(config(folds=2, fold=i)) for i in range(2)]
+    held_out = [set(sets.query.classes) for sets in folds]
+    assert set.union(*held_out) == set(whole.train.classes) and not set.intersection(*held_out)
+    for sets in folds:
+        assert not set(sets.train.classes) & set(sets.query.classes)
+        assert not set(sets.query.classes) & set(whole.query.classes)
+        assert len(sets.train) + len(sets.query) == len(whole.train)
+    settings = config(folds=2, epochs=1, batch_size=10, images_per_class=5)
+    metrics = train.fit(settings, folds[0])[1]["metrics"]
+    assert "validation" in metrics["best"]["selected_by"]
+    assert metrics["last"]["queries"] == len(folds[0].query)
+    assert "fold0of2" in settings.id
+
+
+@pytest.mark.parametrize("folds, fold", [(1, 0), (6, 0), (2, 2), (2, -1)])
+def test_a_fold_that_is_not_there_is_named(folds, fold):
+    with pytest.raises(ValueError, match=f"fold {fold} of {folds}"):
+        train.load(config(folds=folds, fold=fold))

@@ -60,3 +60,22 @@ class Sets:
     train: Split
     query: Split
     gallery: Split | None = None
+
+    def fold(self, i: int, of: int) -> "Sets":
+        """Part `i` of `of` equal parts of the training classes, in their order, as queries and the
+        other parts to train on; the test classes stay out of sight.
+
+        To choose hyper-parameters with, as `A Metric Learning Reality Check' (Musgrave et al., ECCV
+        2020) does with four.
+
+        Raises:
+            ValueError: no such part, or one without classes.
+        """
+        n = len(self.train.classes)
+        if not 2 <= of <= n // 2 or not 0 <= i < of:
+            raise ValueError(
+                f"fold {i} of {of}: there are 2 to {n // 2} folds of {n} classes, from 0"
+            )
+        held_out = np.array_split(np.arange(n), of)[i]
+        others = np.setdiff1d(np.arange(n), held_out)
+        return Sets(self.train.of_classes(others), self.train.of_classes(held_out))

@@ -8,15 +8,18 @@ LOSS ?= multi_similarity
 MIX ?= feature
 SEED ?= 0
 SET ?=
+# what `make sweep` runs, and where: here, local or slurm, with the options of dml.sweep
+GRID ?= book/recipes/grid-glyphs.yaml
+ON ?= here
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab run results bench sync lint lock clean
+.PHONY: help book test lab run sweep results bench sync lint lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 10
 
 book: .venv/.installed ## make the missing smoke-size runs, then render the book
-	$(BIN)/python -m dml.runs smoke
+	$(BIN)/python -m dml.sweep book/recipes/grid-smoke.yaml
 	$(BIN)/jupyter-book build book -W -n --keep-going
 	@echo "To read it with search: $(BIN)/python -m http.server -d _build/html"
 
@@ -28,6 +31,9 @@ lab: .venv/.installed ## open the notebooks in JupyterLab, paired with their scr
 
 run: .venv/.installed ## one run: DATASET=glyphs LOSS=multi_similarity MIX=feature SEED=0 SET="epochs=20"
 	$(BIN)/python -m dml.runs run --recipe $(DATASET) --set loss=$(LOSS) mix=$(MIX) seed=$(SEED) $(SET)
+
+sweep: .venv/.installed ## a grid of runs: GRID=book/recipes/grid-glyphs.yaml ON="slurm --slurm slurm_partition=gpu"
+	$(BIN)/python -m dml.sweep $(GRID) --on $(ON)
 
 results: .venv/.installed ## make tables and figures anew from the records in results/
 	$(BIN)/python -m dml.runs results

@@ -16,7 +16,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning.losses import BaseMetricLossFunction, CrossBatchMemory
+from pytorch_metric_learning.losses import (
+    BaseMetricLossFunction,
+    CrossBatchMemory,
+    SoftTripleLoss,
+)
+from pytorch_metric_learning.regularizers import SparseCentersRegularizer
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
@@ -558,18 +563,48 @@ LOSSES = {
 }
 
 
-def build(name: str, num_classes: int, embedding_size: int, **options) -> GenericLoss:
+def soft_triple(
+    num_classes: int,
+    embedding_size: int,
+    centers_per_class: int = 10,
+    scale: float = 20.0,
+    gamma: float = 0.1,
+    margin: float = 0.01,
+    tau: float = 0.2,
+) -> SoftTripleLoss:
+    """SoftTriple (Qian et al., ICCV 2019), pytorch-metric-learning's: several centres a class, to
+    compare ProxyGML with; tau weighs the regulariser that merges a class's centres. The defaults
+    are its authors'. It is not of the generic form: Metrix cannot mix for it."""
+    options = {}
+    if tau and centers_per_class > 1:
+        merging = SparseCentersRegularizer(num_classes, centers_per_class)
+        options = {"weight_regularizer": merging, "weight_reg_weight": tau}
+    return SoftTripleLoss(
+        num_classes, embedding_size, centers_per_class, scale, gamma, margin, **options
+    )
+
+
+def build(
+    name: str, num_classes: int, embedding_size: int, others=None, **options
+) -> BaseMetricLossFunction:
     """The loss called `name` (a key of `LOSSES`) with its options, for a recipe that knows only
     words and numbers.
+
+    Args:
+        name: of the loss.
+        num_classes, embedding_size: for a loss with proxies.
+        others: name -> function of losses that are not of the generic form, besides `LOSSES`.
+        options: the loss's own.
 
     Raises:
         ValueError: an unknown loss, or an option that this loss does not have; both with what would
             be valid.
     """
-    _one_of("loss", name, LOSSES)
-    parameters = inspect.signature(LOSSES[name]).parameters
+    table = LOSSES | (others or {})
+    _one_of("loss", name, table)
+    parameters = inspect.signature(table[name]).parameters
     shape = {"num_classes": num_classes, "embedding_size": embedding_size}
     valid = [key for key in parameters if key not in shape]
     for key in options:
         _one_of(f"option of {name}", key, valid)
-    return LOSSES[name](**{k: v for k, v in shape.items() if k in parameters}, **options)
+    return table[name](**{k: v for k, v in shape.items() if k in parameters}, **options)

@@ -29,14 +29,6 @@ TRAINING = BOOK / "06_training.ipynb"
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy", "scikit-learn")
 KEYS = {"id", "config", "metrics", "history", "seconds", "device", "versions", "commit"}
 
-# The smoke-size runs that `make book` makes where they are missing: the baseline and Metrix in two
-# spaces, three seeds.
-SMOKE = [
-    ("glyphs-smoke", {"mix": mix, "seed": seed})
-    for seed in range(3)
-    for mix in ("none", "embed", "feature")
-]
-
 
 def results() -> Path:
     """The results folder: results/ of the project, or the environment's DML_RESULTS (as the tests
@@ -319,6 +311,12 @@ def _commit() -> str | None:
 # -- Executing the training notebook
 
 
+def recipe_names() -> list[str]:
+    """What `recipe` knows: book/recipes without the grids of `dml.sweep`."""
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    return [name for name in names if not name.startswith("grid-")]
+
+
 def recipe(name: str) -> dict:
     """The parameters of book/recipes/<name>.yaml.
 
@@ -327,7 +325,7 @@ def recipe(name: str) -> dict:
     """
     path = RECIPES / f"{name}.yaml"
     if not path.exists():
-        names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+        names = recipe_names()
         raise ValueError(f"no recipe {name!r}. There are: {', '.join(names)}")
     return yaml.safe_load(path.read_text()) or {}
 
@@ -375,7 +373,7 @@ def _relative(path: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line behind `make run`, `make book` and `make results`."""
+    """The command line behind `make run` and `make results`."""
     parser = argparse.ArgumentParser(prog="python -m dml.runs", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="make one run, unless it is finished")
@@ -384,29 +382,23 @@ def main(arguments: list[str] | None = None) -> None:
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters, values in YAML"
     )
     run.add_argument("--force", action="store_true", help="make it again")
-    verbs.add_parser("smoke", help="make the smoke-size runs that are missing")
     verbs.add_parser("results", help="make the tables and figures of the records anew")
     given = parser.parse_args(arguments)
     os.chdir(ROOT)
     if given.verb == "results":
         print(*(path.relative_to(ROOT) for path in write_results()), sep="\n")
         return
-    jobs = SMOKE
-    if given.verb == "run":
-        pairs = [text.partition("=") for text in given.set]
-        wrong = [name for name, equals, _ in pairs if not equals]
-        if wrong:
-            parser.error(f"--set needs NAME=VALUE, not {', '.join(wrong)}")
-        jobs = [(given.recipe, {name: yaml.safe_load(value) for name, _, value in pairs})]
+    pairs = [text.partition("=") for text in given.set]
+    wrong = [name for name, equals, _ in pairs if not equals]
+    if wrong:
+        parser.error(f"--set needs NAME=VALUE, not {', '.join(wrong)}")
+    overrides = {name: yaml.safe_load(value) for name, _, value in pairs}
     try:
-        for name, overrides in jobs:
-            record = execute(name, overrides, getattr(given, "force", False))
-            last = record["metrics"]["last"]
-            print(
-                f"{record['id']}: Recall@1 {last['recall_at_1']:.1%} after {last['epoch']} epochs"
-            )
+        record = execute(given.recipe, overrides, given.force)
     except ValueError as error:  # bad input deserves its message, not a traceback
         parser.exit(2, f"{error}\n")
+    last = record["metrics"]["last"]
+    print(f"{record['id']}: Recall@1 {last['recall_at_1']:.1%} after {last['epoch']} epochs")
 
 
 if __name__ == "__main__":

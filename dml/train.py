@@ -17,9 +17,11 @@ from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dml import data, evaluate, losses, mixup, model
+from dml import data, evaluate, losses, mixup, model, proxygml
 
 MIXES = ("none", *model.SPACES)
+# losses of several proxies a class, which are not of the generic form
+OTHERS = {"proxygml": proxygml.ProxyGML, "soft_triple": losses.soft_triple}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,7 +32,7 @@ class Config:
 
     dataset: str = "glyphs"  # a name of dml.data.NAMES
     dataset_options: dict = field(default_factory=dict)  # for its reader: {"classes": 300}
-    loss: str = "multi_similarity"  # a name of dml.losses.LOSSES
+    loss: str = "multi_similarity"  # a name of dml.losses.LOSSES, proxygml or soft_triple
     loss_options: dict = field(default_factory=dict)  # the paper's where left out
     miner_epsilon: float | None = None  # multi-similarity's miner; None compares every pair
     mix: str = "embed"  # the space of Metrix: input, feature, embed; none is the baseline
@@ -69,7 +71,7 @@ class Config:
         _check_types(self)
         for name, valid in (
             ("dataset", data.NAMES),
-            ("loss", losses.LOSSES),
+            ("loss", losses.LOSSES | OTHERS),
             ("mix", MIXES),
             ("schedule", ("cosine", "step")),
             ("precision", PRECISIONS),
@@ -88,6 +90,8 @@ class Config:
             )
         if self.miner_epsilon is not None and self.loss != "multi_similarity":
             raise ValueError(f"miner_epsilon is multi-similarity's; the loss is {self.loss}")
+        if self.loss == "soft_triple" and self.mix != "none":
+            raise ValueError(f"mix={self.mix!r}: soft_triple cannot be mixed, give mix='none'")
 
     @classmethod
     def from_namespace(cls, namespace: dict) -> Config:
@@ -169,10 +173,14 @@ def build(config: Config, sets: data.Sets, device: torch.device) -> Parts:
         config.backbone, config.embedding_size, images.shape[0], config.weights
     ).to(device)
     clean = losses.build(
-        config.loss, len(sets.train.classes), config.embedding_size, **config.loss_options
+        config.loss, len(sets.train.classes), config.embedding_size, OTHERS, **config.loss_options
     )
     criterion = clean
-    if config.mix != "none":
+    if config.mix != "none" and config.loss == "proxygml":
+        criterion = proxygml.MixedProxyGML(
+            clean, config.hardest, config.alpha, config.weight, generator=rng
+        )
+    elif config.mix != "none":
         criterion = mixup.Metrix(
             clean,
             config.pairs,

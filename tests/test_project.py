@@ -20,7 +20,20 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 NEEDS = list(chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()))
 PINS = [Requirement(line) for line in (ROOT / "requirements.txt").read_text().splitlines()]
-VERBS = "help", "book", "test", "lab", "run", "results", "bench", "sync", "lint", "lock", "clean"
+VERBS = (
+    "help",
+    "book",
+    "test",
+    "lab",
+    "run",
+    "sweep",
+    "results",
+    "bench",
+    "sync",
+    "lint",
+    "lock",
+    "clean",
+)
 PAPERS = ("venkataramanan2022metrix", "buris2022mbdml", "zhu2020proxygml")
 
 

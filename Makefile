@@ -36,6 +36,7 @@ sweep: .venv/.installed ## a grid of runs: GRID=book/recipes/grid-glyphs.yaml ON
 	$(BIN)/python -m dml.sweep $(GRID) --on $(ON)
 
 results: .venv/.installed ## make tables and figures anew from the records in results/
+	$(BIN)/python -m pytest tests/test_parity.py --parity results/parity.csv
 	$(BIN)/python -m dml.runs results
 
 bench: .venv/.installed ## measure costs, each beside the library that people know

@@ -1,4 +1,4 @@
-"""A grid of runs, made where they are missing: on this machine or on a cluster (book/08_speed).
+"""A grid of runs, made where they are missing: on this machine or on a cluster (book/12_speed).
 
 A grid is a file book/recipes/grid-*.yaml. It names a recipe and, under `runs`, what each group of
 runs changes in it; a list stands for one run for each of its values, and settings beside `runs` go

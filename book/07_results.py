@@ -76,13 +76,16 @@ plot.learning_curves(runs.history(full[full["loss"] == loss]), runs.METHODS)
 
 # %% [markdown]
 # Runs of one seed differ in the mixing alone, so what mixing adds is best read from
-# differences within seeds:
+# differences within seeds: their mean, standard deviation, and the 95 % confidence interval
+# of the mean, in points.
 
 # %% tags=["hide-input"]
 gains = runs.gains(full)
-gains.style.format({"mean": "{:+.2f}", "standard deviation": "{:.2f}"}, na_rep="one seed").hide(
-    axis="index"
-) if len(gains) else Markdown("No pairs of runs yet.")
+gains["method"] = gains["mix"].map(runs.METHODS)
+shown = gains[["loss", "method", "seeds", "mean", "std", "low", "high"]]
+shown.style.format("{:+.2f}", na_rep="one seed", subset=["mean", "low", "high"]).format(
+    "{:.2f}", na_rep="one seed", subset=["std"]
+).hide(axis="index") if len(gains) else Markdown("No pairs of runs yet.")
 
 # %% tags=["remove-cell"]
 one = gains[gains["loss"] == loss]

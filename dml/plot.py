@@ -178,6 +178,27 @@ def two_forms(similarity, by_form: dict):
     return figure
 
 
+def pull_by_lambda(similarity, by_form: dict):
+    """The pull of a mixed candidate on its anchor, a panel a form of the loss, a curve a lambda.
+
+    Args:
+        similarity: (n,).
+        by_form: title -> {lambda: pull (n,)}.
+    """
+    figure, axes = _subplots(1, len(by_form), figsize=SIZE["wide"], sharey=True)
+    styles = dict(zip(next(iter(by_form.values())), ("-", "--", ":"), strict=True))
+    for axis, (title, curves) in zip(axes, by_form.items(), strict=True):
+        axis.axhline(0, color=COLOUR["none"], linewidth=1)
+        for lam, pull in curves.items():
+            colour = LABELS(0.08 if lam < 0.5 else 0.92) if lam != 0.5 else COLOUR["none"]
+            label = rf"$\lambda$ = {lam}"
+            axis.plot(similarity, pull, color=colour, linestyle=styles[lam], label=label)
+        axis.set(title=title, xlabel="similarity to the anchor")
+    axes[0].set_ylabel("pull")
+    axes[0].legend()
+    return figure
+
+
 def mixing_pairs(x, labels, metrix, lam: float):
     """The mixed candidates of the first example of a batch in the plane, a panel a kind of pair.
 
@@ -313,6 +334,36 @@ def learning_curves(history, methods: dict, metric: str = "recall_at_1"):
             axis.plot(curve.index, curve["mean"], color=COLOUR[mix], label=label)
             axis.fill_between(curve.index, curve["min"], curve["max"], color=COLOUR[mix], alpha=0.2)
     axis.legend()
+    return figure
+
+
+def forest(rows, xlabel: str = "points of Recall@1 beside the baseline of the same seed"):
+    """What each method adds: the mean difference and its 95 % confidence interval, a line a method.
+
+    Args:
+        rows: `dml.runs.gains` with two more columns, `group` (a heading over consecutive rows) and
+            `label`.
+        xlabel: what the differences are.
+    """
+    labels, heights, y = [], [], 0.0
+    for i, row in enumerate(rows.to_dict("records")):
+        if i and row["group"] != rows["group"].iloc[i - 1]:
+            y += 0.7
+        labels.append(row["label"])
+        heights.append(y)
+        y += 1
+    figure, axis = _subplots(figsize=(6.0, 0.9 + 0.24 * y))
+    axis.axvline(0, color=COLOUR["none"], linewidth=1)
+    colours = [COLOUR[mix] for mix in rows["mix"]]
+    half = (rows["high"] - rows["low"]).fillna(0) / 2
+    axis.errorbar(rows["mean"], heights, xerr=half, fmt="none", ecolor=colours, elinewidth=1.8)
+    axis.scatter(rows["mean"], heights, color=colours, s=28, zorder=3)
+    axis.set(xlabel=xlabel, yticks=heights, yticklabels=labels)
+    axis.grid(False, axis="y")
+    axis.invert_yaxis()
+    for first, group in rows["group"].reset_index(drop=True).drop_duplicates().items():
+        at = {"xycoords": ("axes fraction", "data"), "va": "center", "color": COLOUR["none"]}
+        axis.annotate(group, (1.02, heights[first]), **at)
     return figure
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from scipy import stats
 
 from dml import train
 
@@ -196,27 +197,37 @@ def summary(
     return rows.reset_index(drop=True)
 
 
-def gains(table: pd.DataFrame, metric: str = "recall_at_1") -> pd.DataFrame:
+def gains(
+    table: pd.DataFrame, metric: str = "recall_at_1", by=("dataset", "loss", "mix")
+) -> pd.DataFrame:
     """What mixing adds to the baseline of the same seed, in points of per cent.
 
     Runs of one seed start from equal weights and see equal batches, so differences are paired.
 
+    Args:
+        table: runs, from `load`, with one baseline (mix "none") for each data set, loss and seed.
+        metric: name of a metric in [0, 1].
+        by: settings that tell the methods apart.
+
     Returns:
-        A row a data set, loss and method that have seeds in common with the baseline: `seeds`, and
-        the `mean` and `standard deviation` of the differences.
+        A row a method that has seeds in common with the baseline: `by`, then `seeds`, the `mean`
+        and `std` of the differences, and `low` and `high`, the ends of the mean's 95 % confidence
+        interval (Student's t; NaN of one seed).
+
+    Raises:
+        ValueError: two baselines for one data set, loss and seed.
     """
-    names = ["dataset", "loss", "method", "seeds", "mean", "standard deviation"]
-    if not len(table):
-        return pd.DataFrame(columns=names)
-    wide = 100 * table.pivot_table(index=["dataset", "loss", "seed"], columns="mix", values=metric)
-    rows = []
-    for mix in METHODS:
-        if mix == "none" or mix not in wide or "none" not in wide:
-            continue
-        difference = (wide[mix] - wide["none"]).dropna()
-        for (dataset, loss), d in difference.groupby(level=["dataset", "loss"]):
-            rows.append((dataset, loss, METHODS[mix], len(d), d.mean(), d.std()))
-    return pd.DataFrame(rows, columns=names)
+    keys = ["dataset", "loss", "seed"]
+    twice = table[table["mix"] == "none"].duplicated(keys)
+    if twice.any():
+        raise ValueError(f"two baselines: {table['id'][twice.index[twice]].iloc[0]} is the second")
+    baseline = table[table["mix"] == "none"].set_index(keys)[metric].rename("baseline")
+    mixed = table[table["mix"] != "none"].join(baseline, on=keys, how="inner")
+    mixed["difference"] = 100 * (mixed[metric] - mixed["baseline"])
+    groups = mixed.groupby(list(by), sort=False)["difference"]
+    rows = groups.agg(seeds="size", mean="mean", std="std").reset_index()
+    half = stats.t.ppf(0.975, rows["seeds"] - 1) * rows["std"] / rows["seeds"] ** 0.5
+    return rows.assign(low=rows["mean"] - half, high=rows["mean"] + half)
 
 
 def markdown(rows: pd.DataFrame) -> str:

@@ -41,6 +41,7 @@ results: .venv/.installed ## make tables and figures anew from the records in re
 
 bench: .venv/.installed ## measure costs, each beside the library that people know
 	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/proxygml.py
 
 sync: .venv/.installed ## derive book/*.ipynb, without outputs, from book/*.py
 	$(BIN)/jupytext --quiet --update --to ipynb book/[0-9]*.py

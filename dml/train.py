@@ -57,6 +57,7 @@ class Config:
     clip_value: float | None = 10.0  # of each gradient component, as Metrix's code does
     eval_every: int = 2  # epochs
     k: tuple[int, ...] = (1, 2, 4, 8)  # of Recall@K
+    clustering: bool = False  # NMI and AMI of k-means, after the last epoch: slow at many classes
     folds: int = 0  # parts of the training classes, one held out for validation; 0 tests instead
     fold: int = 0  # which of them is held out
     seed: int = 0  # of weights, batches, mixing; equal seeds see equal batches
@@ -254,17 +255,22 @@ def embed(network: nn.Module, split: data.Split, config: Config, device: torch.d
         return torch.cat([network(images.to(device)).float() for images, _ in batches])
 
 
-def evaluate_on(network: nn.Module, sets: data.Sets, config: Config, device: torch.device) -> dict:
+def evaluate_on(
+    network: nn.Module,
+    sets: data.Sets,
+    config: Config,
+    device: torch.device,
+    clustering: bool = False,
+) -> dict:
     """Retrieval metrics on the test classes: query against gallery where there is one, else among
-    themselves."""
+    themselves; NMI and AMI of the queries on request."""
     query = embed(network, sets.query, config, device)
     labels = sets.query.labels.to(device)
-    if sets.gallery is None:
-        return evaluate.retrieval(query, labels, k=config.k)
-    gallery = embed(network, sets.gallery, config, device)
-    return evaluate.retrieval(
-        query, labels, gallery=gallery, gallery_labels=sets.gallery.labels.to(device), k=config.k
-    )
+    options = {"k": config.k, "clustering": clustering}
+    if sets.gallery is not None:
+        options["gallery"] = embed(network, sets.gallery, config, device)
+        options["gallery_labels"] = sets.gallery.labels.to(device)
+    return evaluate.retrieval(query, labels, **options)
 
 
 def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tuple[Parts, dict]:
@@ -314,9 +320,11 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
                 "images": sum(size for _, size in results),
             }
             parts.schedule.step()
-            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+            last = epoch + 1 == config.epochs
+            if (epoch + 1) % config.eval_every == 0 or last:
                 start = time.perf_counter()
-                row |= evaluate_on(parts.network, sets, config, device)
+                clustering = config.clustering and last
+                row |= evaluate_on(parts.network, sets, config, device, clustering)
                 row["eval_seconds"] = time.perf_counter() - start
             history.append(row)
             if checkpoint is not None:
@@ -326,7 +334,7 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
 
 def _summary(config: Config, history: list[dict], device: torch.device) -> dict:
     evaluated = [row for row in history if "recall_at_1" in row]
-    measured = ("epoch", "recall", "precision", "r_prec", "mean_average", "queries")
+    measured = ("epoch", "recall", "precision", "r_prec", "mean_average", "nmi", "ami", "queries")
     last, best = (
         {key: value for key, value in row.items() if key.startswith(measured)}
         for row in (evaluated[-1], max(evaluated, key=lambda row: row["recall_at_1"]))

@@ -346,3 +346,13 @@ def test_an_unknown_option_of_a_recipe_is_named_with_what_is_valid():
         losses.build("soft_triple", C, D, train.OTHERS, centers_per_class=2),
         losses.SoftTripleLoss,
     )
+
+
+def test_clustering_is_measured_where_asked_after_the_last_epoch():
+    config = train.Config(
+        dataset="digits", loss="proxygml", loss_options={"r": 0.5}, mix="none", clustering=True,
+        epochs=2, eval_every=1, batch_size=50, images_per_class=10, embedding_size=8, device="cpu",
+    )  # fmt: skip
+    outcome = train.fit(config, data.load("digits"))[1]
+    assert 0 < outcome["metrics"]["last"]["nmi"] <= 1
+    assert ["nmi" in row for row in outcome["history"]] == [False, True]

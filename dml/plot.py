@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Circle
 
 # inches; a page of the book is as wide as "wide"
@@ -367,6 +368,26 @@ def forest(rows, xlabel: str = "points of Recall@1 beside the baseline of the sa
     return figure
 
 
+def cost_by_batch(rows, ratio: str):
+    """A ratio of costs by batch size, a line a loss, told apart by colour and marker.
+
+    Args:
+        rows: with columns `loss`, `batch` and the ratio's.
+        ratio: the name of its column.
+    """
+    figure, axis = _subplots(figsize=SIZE["medium"])
+    axis.axhline(1, color=COLOUR["none"], linewidth=1)
+    groups = list(rows.groupby("loss", sort=False))
+    colours = sns.color_palette("colorblind", len(groups))
+    for (name, of), colour, marker in zip(groups, colours, "osD^vP*X"[: len(groups)], strict=True):
+        axis.plot(of["batch"], of[ratio], color=colour, marker=marker, label=name.replace("_", " "))
+    axis.set(xlabel="batch", ylabel=ratio, xscale="log", ylim=(0, None))
+    axis.set_xticks(sorted(rows["batch"].unique()), sorted(rows["batch"].unique()))
+    axis.minorticks_off()
+    axis.legend(fontsize="small", ncols=2)
+    return figure
+
+
 def positivity_curves(curves, published=None):
     """Share of mixed embeddings that behave as positives, by lambda, a panel a loss.
 
@@ -431,3 +452,102 @@ def positivity_explorer(s_ap, s_an, s_pn, beta: float, gamma: float, margin: flo
     }
     page = Path(__file__).with_name("explorer.html").read_text()
     return HTML(re.sub(r"\b(" + "|".join(filled) + r")\b", lambda word: filled[word[0]], page))
+
+
+def label_flow(image, flows: list[dict]):
+    """An example, the proxies that it keeps, and how their labels flow back to it.
+
+    Args:
+        image: the example, (C, H, W) uint8.
+        flows: one for each class in its graph, from top to bottom: `picture` of the class (C, H,
+            W), whether it is the example's `own`, `similarity` to each of its kept proxies, (n,),
+            their sum `score`, and `probability`.
+    """
+    edges = sum(len(flow["similarity"]) for flow in flows)
+    height = edges + len(flows) - 1  # a gap between two classes
+    figure, axis = _subplots(figsize=(SIZE["wide"][0], 0.24 * height + 0.6))
+    centre, row = height / 2, height
+    _picture(axis, image, 0.0, centre, 3.0)
+    for flow in flows:
+        colour = COLOUR["positive" if flow["own"] else "negative"]
+        rows = [row - n - 0.5 for n in range(len(flow["similarity"]))]
+        middle = sum(rows) / len(rows)
+        for y, s in zip(rows, flow["similarity"], strict=True):
+            width = 0.3 + 3 * abs(float(s))
+            axis.plot([0.06, 0.4], [centre, y], color=colour, linewidth=width, alpha=0.5)
+            axis.plot([0.4, 0.7], [y, middle], color=colour, linewidth=width, alpha=0.5)
+            axis.plot(0.4, y, "o", color=colour, markersize=6)
+            axis.annotate(
+                f"{s:.2f}", (0.4, y), (8, 0), "data", "offset points", va="center", fontsize=7
+            )
+        _picture(axis, flow["picture"], 0.735, middle, 0.9 + 0.3 * (len(rows) > 1))
+        text = f"Z = {flow['score']:.2f},  P = {flow['probability']:.2f}"
+        axis.annotate(text, (0.78, middle), va="center", fontsize=9)
+        row -= len(rows) + 1
+    for x, text in ((0.0, "example"), (0.4, "kept proxies"), (0.735, "classes")):
+        axis.annotate(text, (x, height + 0.6), ha="center", fontsize=9)
+    axis.set(xlim=(-0.07, 1.0), ylim=(-0.3, height + 1.2))
+    axis.axis("off")
+    return figure
+
+
+def _picture(axis, image, x: float, y: float, zoom: float) -> None:
+    """A small image (C, H, W) at a point of the data, ink dark on paper where it is grey."""
+    picture = image.permute(1, 2, 0)
+    box = OffsetImage(picture, zoom=16 * zoom / len(picture), cmap="gray_r")
+    axis.add_artist(AnnotationBbox(box, (x, y), frameon=False))
+
+
+def proxy_sweeps(ours: dict, published, chance: dict | None = None):
+    """Recall@1 by the number of proxies a class and by the part of them that is kept.
+
+    Args:
+        ours: "N" and "r" -> rows with the parameter's `value` and `recall_at_1` of each run.
+        published: rows with `parameter`, `value` and `R@1` in per cent.
+        chance: parameter -> the largest value at which nothing can be learnt.
+    """
+    figure, axes = _subplots(1, 2, figsize=SIZE["wide"], sharey=True)
+    names = {"N": "proxies a class, $N$", "r": "part of the proxies that is kept, $r$"}
+    for axis, (parameter, xlabel) in zip(axes, names.items(), strict=True):
+        curve = 100 * ours[parameter].groupby("value")["recall_at_1"].agg(["mean", "min", "max"])
+        axis.plot(curve.index, curve["mean"], "o-", color=COLOUR["none"], label="here, glyphs")
+        axis.fill_between(curve.index, curve["min"], curve["max"], color=COLOUR["none"], alpha=0.2)
+        theirs = published[published["parameter"] == parameter]
+        axis.plot(
+            theirs["value"], theirs["R@1"], "s:", color=COLOUR["published"], label="paper, Cars-196"
+        )
+        if chance and parameter in chance:
+            axis.axvspan(0, chance[parameter], color=COLOUR["negative"], alpha=0.15, linewidth=0)
+        axis.set(xlabel=xlabel, xscale="log")
+        axis.set_xticks(curve.index, [f"{value:g}" for value in curve.index])
+        axis.minorticks_off()
+    axes[0].set_ylabel("Recall@1 (%)")
+    axes[0].legend()
+    return figure
+
+
+def proxy_map(examples, labels, proxies, proxy_labels):
+    """Embeddings and proxies in the plane, a colour a class.
+
+    Args:
+        examples, proxies: (n, 2) and (m, 2).
+        labels, proxy_labels: their classes, (n,) and (m,).
+    """
+    figure, axis = _subplots(figsize=(SIZE["medium"][0], 5.0))
+    palette = sns.color_palette("husl", int(max(labels)) + 1)
+    for points, of, style in ((examples, labels, "o"), (proxies, proxy_labels, "*")):
+        axis.scatter(
+            *points.T,
+            c=[palette[int(c)] for c in of],
+            marker=style,
+            s=18 if style == "o" else 110,
+            edgecolor="none" if style == "o" else "black",
+            linewidth=0.7,
+            label="example" if style == "o" else "proxy",
+            zorder=2 if style == "o" else 3,
+        )
+    axis.axis("off")
+    legend = axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    for handle in legend.legend_handles:
+        handle.set_facecolor("#9aa0a6")
+    return figure

@@ -40,6 +40,10 @@ results: .venv/.installed ## make tables and figures anew from the records in re
 	$(BIN)/python -m dml.runs results
 
 bench: .venv/.installed ## measure costs, each beside the library that people know
+	$(BIN)/python benchmarks/losses.py --out results/benchmarks/losses.csv
+	$(BIN)/python benchmarks/steps.py --out results/benchmarks/steps.csv
+	$(BIN)/python benchmarks/steps.py --backbone resnet50 --size 224 --batches 16 --losses multi_similarity \
+	  --rounds 3 --out results/benchmarks/steps-resnet50.csv
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/proxygml.py
 

@@ -244,7 +244,8 @@ class Metrix(nn.Module):
                 if self.hardest is None
                 else min(self.hardest, similarity.shape[1])
             )
-            hard, q = similarity.masked_fill(~negative, -torch.inf).topk(k, dim=1)  # (A', k)
+            similarity = similarity.masked_fill(~negative, -torch.inf)
+            hard, q = similarity.topk(k, dim=1, sorted=False)  # (A', k)
             return rows, [_BUILD[kind](p, p_mask, q, hard > -torch.inf) for kind in kinds]
 
     def _positives(self, positive: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -143,7 +143,7 @@ class MixedMax(torch.autograd.Function):
     which is where its gradient goes, lam of it to i and 1 - lam to j.
     """
 
-    BLOCK = 1 << 22  # numbers of mixed maps held at a time: 16 MiB of float32
+    BLOCK = 1 << 20  # numbers of mixed maps held at a time: 4 MiB of float32
 
     @staticmethod
     def forward(ctx, maps: Tensor, i: Tensor, j: Tensor, lam: float | Tensor) -> Tensor:

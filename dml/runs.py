@@ -57,15 +57,16 @@ def write(config: train.Config, outcome: dict) -> dict:
         config: the run's configuration.
         outcome: what `train.fit` returned of it.
     """
-    record = {
-        "id": config.id,
-        "config": dataclasses.asdict(config),
-        **outcome,
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
-        "commit": _commit(),
-    }
     path = folder(config.id) / "record.json"
+    write_json(
+        path, {"id": config.id, "config": dataclasses.asdict(config), **outcome, **provenance()}
+    )
+    checkpoint(config.id).unlink(missing_ok=True)
+    return read(path)
+
+
+def write_json(path: Path, record: dict) -> None:
+    """Write a record, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w") as file:
@@ -73,8 +74,12 @@ def write(config: train.Config, outcome: dict) -> dict:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    checkpoint(config.id).unlink(missing_ok=True)
-    return read(path)
+
+
+def provenance() -> dict:
+    """What made a record: `versions` of packages and Python, and the `commit`."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"versions": versions | {"python": platform.python_version()}, "commit": _commit()}
 
 
 def read(path: Path) -> dict:
@@ -322,10 +327,11 @@ def _commit() -> str | None:
 # -- Executing the training notebook
 
 
-def recipe_names() -> list[str]:
-    """What `recipe` knows: book/recipes without the grids of `dml.sweep`."""
-    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    return [name for name in names if not name.startswith("grid-")]
+def recipe_names(notebook: str = TRAINING.stem) -> list[str]:
+    """The recipes of a notebook: of the training notebook, or of the one that they name. The grids
+    of `dml.sweep` are none."""
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml") if "grid-" not in path.stem)
+    return [name for name in names if recipe(name).get("notebook", TRAINING.stem) == notebook]
 
 
 def recipe(name: str) -> dict:
@@ -336,7 +342,7 @@ def recipe(name: str) -> dict:
     """
     path = RECIPES / f"{name}.yaml"
     if not path.exists():
-        names = recipe_names()
+        names = [path.stem for path in sorted(RECIPES.glob("*.yaml")) if "grid-" not in path.stem]
         raise ValueError(f"no recipe {name!r}. There are: {', '.join(names)}")
     return yaml.safe_load(path.read_text()) or {}
 
@@ -378,6 +384,27 @@ def execute(recipe_name: str, overrides: dict, force: bool = False) -> dict:
     return record
 
 
+def execute_chapter(recipe_name: str, overrides: dict) -> Path:
+    """Execute the chapter that a recipe names under `notebook`, with the recipe's parameters; it
+    makes the runs that it shows where they are missing. Returns the executed notebook."""
+    import papermill
+
+    parameters = recipe(recipe_name) | overrides
+    notebook = BOOK / f"{parameters.pop('notebook')}.ipynb"
+    path = results() / "chapters" / f"{recipe_name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        str(notebook.relative_to(ROOT)),
+        str(_relative(path)),
+        parameters,
+        cwd=str(BOOK),
+        kernel_name="python3",
+        progress_bar=False,
+        request_save_on_cell_execute=False,
+    )
+    return path
+
+
 def _relative(path: Path) -> Path:
     """The path from the current folder, so that no executed notebook names a machine's folders."""
     return Path(os.path.relpath(path))
@@ -405,6 +432,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--set needs NAME=VALUE, not {', '.join(wrong)}")
     overrides = {name: yaml.safe_load(value) for name, _, value in pairs}
     try:
+        if "notebook" in recipe(given.recipe):
+            print(_relative(execute_chapter(given.recipe, overrides)))
+            return
         record = execute(given.recipe, overrides, given.force)
     except ValueError as error:  # bad input deserves its message, not a traceback
         parser.exit(2, f"{error}\n")

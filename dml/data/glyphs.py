@@ -31,7 +31,7 @@ OVERSAMPLING = 2  # drawings are larger than images, so that a distorted edge st
 BLOCK = 4096  # images distorted at a time: their float copies stay within 100 MB
 
 
-def read(root=None, classes=None, seed=0, distortion=1.0, noise=0.15, size=32) -> Sets:
+def read(root=None, classes=None, seed=0, distortion=1.0, noise=0.15, size=32, copies=1) -> Sets:
     """Draw glyphs; a random half of the characters is for training, the other for testing.
 
     Args:
@@ -42,10 +42,12 @@ def read(root=None, classes=None, seed=0, distortion=1.0, noise=0.15, size=32) -
         distortion: strength of each image's random affine map; 0 centres the upright drawing.
         noise: standard deviation of the pixel noise, as a part of full ink; 0 for none.
         size: side of the square images in pixels.
+        copies: images of each drawing, each with its own distortion and noise: more images a
+            class, to classify seen ones.
 
     Returns:
         Sets of uint8 images (n, 1, size, size), ink bright on dark, a class's typefaces in the
-        order of TYPEFACES. Classes have the characters' Unicode names.
+        order of TYPEFACES, once more for each copy. Classes have the characters' Unicode names.
 
     Raises:
         ValueError: an option out of its range.
@@ -54,10 +56,11 @@ def read(root=None, classes=None, seed=0, distortion=1.0, noise=0.15, size=32) -
         ("distortion", distortion, distortion >= 0),
         ("noise", noise, noise >= 0),
         ("size", size, size >= 8),
+        ("copies", copies, copies >= 1),
     ):
         if not valid:
             raise ValueError(f"glyphs: {name}={value} is too small")
-    whole = _all(seed, float(distortion), float(noise), size)
+    whole = _all(seed, float(distortion), float(noise), size, copies)
     # Train and test take turns in one random order, so that a smaller set is part of a larger one.
     order = np.random.default_rng(seed).permutation(len(whole.classes))
     if classes is not None:
@@ -68,13 +71,16 @@ def read(root=None, classes=None, seed=0, distortion=1.0, noise=0.15, size=32) -
 
 
 @lru_cache(maxsize=4)
-def _all(seed: int, distortion: float, noise: float, size: int) -> Split:
+def _all(seed: int, distortion: float, noise: float, size: int, copies: int) -> Split:
     """Every character's images; kept for the process, since a notebook loads a set many times."""
     drawings, codes = draw(size)
     characters, labels = np.unique(codes, return_inverse=True)
     generator = torch.Generator().manual_seed(seed)
-    images = distort(torch.from_numpy(drawings), size, distortion, noise, generator)
-    return Split(images, labels, [unicodedata.name(chr(c)) for c in characters])
+    drawn = torch.from_numpy(drawings)
+    images = [distort(drawn, size, distortion, noise, generator) for _ in range(copies)]
+    return Split(
+        torch.cat(images), np.tile(labels, copies), [unicodedata.name(chr(c)) for c in characters]
+    )
 
 
 def draw(size: int) -> tuple[np.ndarray, np.ndarray]:

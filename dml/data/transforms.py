@@ -48,4 +48,19 @@ class RandomAffine:
         return mapped.round_().to(torch.uint8)
 
 
-AUGMENTATIONS = {"none": None, "affine": RandomAffine(), "crop": random_crop()}
+class RandomFlip:
+    """Each image of a batch, or not, left for right."""
+
+    batched = True
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Flip a batch (B, C, H, W), drawing from torch's global generator."""
+        return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
+
+
+AUGMENTATIONS = {
+    "none": None,
+    "affine": RandomAffine(),
+    "flip": RandomFlip(),
+    "crop": random_crop(),
+}

@@ -106,3 +106,13 @@ def test_raw_pixels_find_less_than_a_third_on_the_whole_test_set():
 def test_an_option_out_of_range_is_named(options, culprit):
     with pytest.raises(ValueError, match=culprit):
         data.load("glyphs", **options)
+
+
+def test_more_copies_are_more_images_of_the_same_drawings_the_first_as_before():
+    one, three = (data.load("glyphs", classes=20, copies=copies).train for copies in (1, 3))
+    assert three.classes == one.classes and len(three) == 3 * len(one)
+    first, second = three.images[: len(one)], three.images[len(one) : 2 * len(one)]
+    assert torch.equal(first, one.images) and torch.equal(three.labels, one.labels.repeat(3))
+    assert not torch.equal(first, second)
+    with pytest.raises(ValueError, match="copies=0"):
+        data.load("glyphs", copies=0)

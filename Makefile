@@ -45,7 +45,7 @@ bench: .venv/.installed ## measure costs, each beside the library that people kn
 	$(BIN)/python benchmarks/steps.py --backbone resnet50 --size 224 --batches 16 --losses multi_similarity \
 	  --rounds 3 --out results/benchmarks/steps-resnet50.csv
 	$(BIN)/python benchmarks/evaluate.py
-	$(BIN)/python benchmarks/proxygml.py
+	$(BIN)/python benchmarks/proxygml.py --out results/benchmarks/proxygml.csv
 
 sync: .venv/.installed ## derive book/*.ipynb, without outputs, from book/*.py
 	$(BIN)/jupytext --quiet --update --to ipynb book/[0-9]*.py

@@ -1,14 +1,14 @@
 """A step of ProxyGML, forward and backward, beside the released formulation: CPU time on one thread
 as a ratio, peak memory beyond embeddings and proxies, and how both grow to a million proxies.
 
-    python benchmarks/proxygml.py [--sizes cub cars sop n10k n100k n1m] [--repeats 9] [--json FILE]
+    python benchmarks/proxygml.py [--sizes cub cars sop n10k n100k n1m] [--repeats 9] [--out FILE]
 
 Rounds are interleaved and ratios are taken within a round, so that a machine that is busy for a
 while slows both alike. Memory is measured in a process of its own (Linux).
 """
 
 import argparse
-import json
+import csv
 import re
 import statistics
 import subprocess
@@ -130,19 +130,17 @@ def measure(size: str, repeats: int) -> list[dict]:
     rows = []
     for name in METHODS:
         row = {"size": size, "classes": classes, "proxies": classes * each, "method": name}
+        row |= dict.fromkeys(("ms", "time / dml", "extra MB"))  # empty where it does not fit
         if name in methods:
             pairs = zip(seconds[name], seconds["dml"], strict=True)
             command = [sys.executable, __file__, "--memory", name, "--sizes", size]
             memory = float(subprocess.run(command, check=True, capture_output=True).stdout)
-            row |= {
-                "ms": round(1e3 * statistics.median(seconds[name]), 1),
-                "time / dml": round(statistics.median(a / b for a, b in pairs), 2),
-                "extra MB": round(memory),
-            }
-        else:
-            one_hot = 4 * classes**2 * each / 2**30
-            row |= {"ms": f"one-hot labels of {one_hot:,.0f} GiB", "time / dml": "", "extra MB": ""}
-        rows.append(row | {"proxies MB": round(classes * each * dimensions * 4 / 2**20)})
+            row["ms"] = round(1e3 * statistics.median(seconds[name]), 1)
+            row["time / dml"] = round(statistics.median(a / b for a, b in pairs), 2)
+            row["extra MB"] = round(memory)
+        one_hot = 4 * classes**2 * each if name == "released" else 0
+        row["proxies MB"] = round(classes * each * dimensions * 4 / 2**20)
+        rows.append(row | {"one-hot labels MB": round(one_hot / 2**20)})
     return rows
 
 
@@ -152,7 +150,7 @@ def main() -> None:
     everything = [size for size in SIZES if size != "tiny"]
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=everything)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--out", type=Path, help="also write the rows to this CSV file")
     parser.add_argument("--memory", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -165,9 +163,14 @@ def main() -> None:
         if size == options.sizes[0]:
             print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
         for row in rows[-len(METHODS) :]:
-            print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
-        if options.json:
-            options.json.write_text(json.dumps(rows, indent=1) + "\n")
+            shown = ("" if value is None else str(value) for value in row.values())
+            print("| " + " | ".join(shown) + " |", flush=True)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with options.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from pytorch_metric_learning.losses import BaseMetricLossFunction
+from torch import Tensor
 
 from dml.losses import (
     Comparison,
@@ -81,7 +82,7 @@ class Parents:
     grid: tuple[Tensor, Tensor] | None = None
 
 
-class Metrix(nn.Module):
+class Metrix(BaseMetricLossFunction):
     """Metrix (eq-total): a loss of the generic form, and w times the same loss over mixed
     candidates.
 

@@ -43,6 +43,7 @@ class Config:
     weight: float = 0.4  # w, of the mixed loss
     backbone: str = "small"  # or any timm model
     weights: str = "none"  # or "pretrained", or a path
+    frozen_bn: bool = False  # batch norm keeps its pretrained statistics, as small batches need
     embedding_size: int = 128
     augment: str = "none"  # a name of dml.data.transforms.AUGMENTATIONS
     epochs: int = 10  # passes over the training images
@@ -51,6 +52,7 @@ class Config:
     lr: float = 1e-3
     proxy_lr_factor: float = 100.0  # proxies learn faster: each sees few gradients
     weight_decay: float = 1e-4
+    adam_eps: float = 1e-8  # large, it turns Adam towards plain gradient descent
     schedule: str = "cosine"  # down to zero, or "step"
     lr_step: int = 10  # epochs between two steps
     lr_gamma: float = 0.1  # factor of a step
@@ -195,7 +197,9 @@ def build(config: Config, sets: data.Sets, device: torch.device) -> Parts:
     groups = [{"params": list(network.parameters())}]
     if proxies := list(criterion.parameters()):
         groups.append({"params": proxies, "lr": config.lr * config.proxy_lr_factor})
-    optimizer = torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.Adam(
+        groups, lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay
+    )
     factor = {
         "cosine": lambda epoch: 0.5 * (1 + math.cos(math.pi * epoch / config.epochs)),
         "step": lambda epoch: config.lr_gamma ** (epoch // config.lr_step),
@@ -216,6 +220,10 @@ def steps(
     """
     network, criterion = parts.network, parts.criterion
     network.train()
+    if config.frozen_bn:
+        for layer in network.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
     for step, (images, labels) in enumerate(batches):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with torch.autocast(

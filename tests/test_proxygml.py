@@ -356,3 +356,18 @@ def test_clustering_is_measured_where_asked_after_the_last_epoch():
     outcome = train.fit(config, data.load("digits"))[1]
     assert 0 < outcome["metrics"]["last"]["nmi"] <= 1
     assert ["nmi" in row for row in outcome["history"]] == [False, True]
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_adams_epsilon_counts():
+    def trained(**more):
+        config = train.Config(
+            dataset="digits", loss="proxygml", loss_options={"r": 0.5}, mix="none", epochs=1,
+            batch_size=50, images_per_class=10, embedding_size=8, device="cpu", **more,
+        )  # fmt: skip
+        parts, outcome = train.fit(config, data.load("digits"))
+        return parts.network.backbone[1], outcome["history"][0]["loss"]
+
+    norm, loss = trained()
+    assert isinstance(norm, torch.nn.BatchNorm2d) and norm.running_mean.abs().max() > 0
+    assert trained(frozen_bn=True)[0].running_mean.abs().max() == 0
+    assert trained(adam_eps=0.1)[1] != loss

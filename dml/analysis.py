@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dml.losses import Exp, GenericLoss, Log, check_batch
@@ -107,3 +108,115 @@ def threshold(loss: GenericLoss, lam: float) -> float:
         return math.inf if lam else -math.inf
     odds = math.log(lam / (1 - lam))
     return (odds + beta * rho_pos.margin + gamma * rho_neg.margin) / (beta + gamma)
+
+
+# -- What mixing does to the space: measures of a set of embeddings --
+
+
+def alignment(embeddings: Tensor, labels: Tensor) -> float:
+    """Mean |x - y|^2 over the pairs of one class; low where classes are tight (Wang and Isola,
+    ICML 2020, with alpha = 2; book/08_space).
+
+    Args:
+        embeddings: (N, D), normalised here.
+        labels: (N,).
+
+    The pairs of a class need not be made: over all its ordered pairs the sum is
+    2 n sum |x|^2 - 2 |sum x|^2.
+    """
+    x, label, counts = _by_class(embeddings, labels)
+    sums = x.new_zeros(len(counts), x.shape[1]).index_add_(0, label, x)
+    pairs = (counts * (counts - 1)).sum()
+    total = 2 * (counts * counts).sum() - 2 * sums.square().sum()  # |x| = 1
+    return (total / pairs).item()
+
+
+def uniformity(embeddings: Tensor, block: int = 1 << 22) -> float:
+    """log mean e^(-2 |x - y|^2) over all pairs; low where embeddings spread over the sphere (Wang
+    and Isola, ICML 2020, with t = 2; book/08_space).
+
+    Args:
+        embeddings: (N, D), normalised here.
+        block: similarities held at a time.
+    """
+    x = F.normalize(embeddings.float(), dim=1)
+    n, rows = len(x), max(1, block // len(x))
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for start in range(0, n, rows):  # e^(-2 (2 - 2 s))
+        total += (x[start : start + rows] @ x.T).sub_(1).mul_(4).exp_().sum(dtype=torch.float64)
+    return math.log((total.item() - n) / (n * (n - 1)))  # without the pairs of x and itself
+
+
+def utilization(queries: Tensor, gallery: Tensor, block: int = 1 << 22) -> float:
+    """Mean |q - x|^2 of a query to its nearest neighbour; low where the gallery, the training set,
+    covers the space that the queries, the test set, lie in (Metrix; book/08_space).
+
+    Args:
+        queries, gallery: (Q, D) and (N, D), normalised here.
+        block: similarities held at a time.
+    """
+    q, x = F.normalize(queries.float(), dim=1), F.normalize(gallery.float(), dim=1)
+    side = max(1, min(2000, math.isqrt(block)))
+    nearest = q.new_full((len(q),), -math.inf)
+    tile = q.new_empty(side, side)
+    for i in range(0, len(q), side):
+        for j in range(0, len(x), side):
+            a, b = q[i : i + side], x[j : j + side]
+            s = torch.mm(a, b.T, out=tile[: len(a), : len(b)])
+            part = nearest[i : i + side]
+            torch.maximum(part, s.amax(1), out=part)
+    return (2 - 2 * nearest.double()).clamp(min=0).mean().item()
+
+
+def spectral_decay(embeddings: Tensor) -> float:
+    """KL(U || S) of the uniform distribution U and the singular values S of the embeddings, which
+    sum to 1; 0 where all directions are used alike, large where few are (Roth et al., ICML 2020).
+
+    Args:
+        embeddings: (N, D), normalised here.
+    """
+    s = torch.linalg.svdvals(F.normalize(embeddings.double(), dim=1))
+    s = (s / s.sum()).clamp(min=torch.finfo(torch.float64).tiny)
+    return (-math.log(len(s)) - s.log().mean()).item()
+
+
+def intra_inter_ratio(embeddings: Tensor, labels: Tensor, block: int = 1 << 22) -> float:
+    """Mean distance |x - y| within classes over the mean distance between class means; small where
+    classes are tight and far apart (Roth et al., ICML 2020).
+
+    Args:
+        embeddings: (N, D), normalised here.
+        labels: (N,), two classes at least.
+        block: distances held at a time.
+    """
+    x, label, counts = _by_class(embeddings, labels)
+    means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, label, x) / counts[:, None]
+    if len(means) < 2:
+        raise ValueError("intra_inter_ratio needs two classes")
+    first = counts.cumsum(0).sub(counts).long()  # where each class begins
+    last = counts.cumsum(0).long()
+    within = x.new_zeros(())
+    rows = max(1, block // max(1, int(counts.max()) * 2))
+    for start in range(0, len(x), rows):
+        part, of = x[start : start + rows], label[start : start + rows]
+        span = slice(int(first[of[0]]), int(last[of[-1]]))  # the classes of these rows
+        within += torch.cdist(part, x[span])[of[:, None] == label[span]].sum()
+    between = means.new_zeros(())
+    rows = max(1, block // len(means))
+    for start in range(0, len(means), rows):
+        between += torch.cdist(means[start : start + rows], means).sum()
+    within = within / (counts * (counts - 1)).sum()
+    between = between / (len(means) * (len(means) - 1))
+    return (within / between).item()
+
+
+def _by_class(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit embeddings ordered by class, in double precision, their class from 0 on, and how many
+    each class has."""
+    if len(embeddings) != len(labels):
+        raise ValueError(f"{len(embeddings)} embeddings but {len(labels)} labels")
+    label, order = torch.unique(labels, return_inverse=True)[1].sort(stable=True)
+    counts = label.bincount().double()
+    if counts.max() < 2:
+        raise ValueError("no class has two embeddings: there is no pair within a class")
+    return F.normalize(embeddings.double(), dim=1)[order], label, counts

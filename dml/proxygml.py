@@ -131,9 +131,8 @@ class ProxyGML(BaseMetricLossFunction):
             similarity, index = self.graph(embeddings, classes)  # (B, k)
             at = torch.cat([index // self.proxies.shape[1], classes], 1)  # (B, k + P)
             score, count = Propagate.apply(similarity, at, len(self.proxies))
-            (score, own), (count, own_count) = (
-                v.split(similarity.shape[1], 1) for v in (score, count)
-            )
+            parts = [similarity.shape[1], classes.shape[1]]
+            (score, own), (count, own_count) = (v.split(parts, 1) for v in (score, count))
             loss = self.log_partition(score, count)[:, None] - own  # (B, P)
             if self.masked:  # without a kept proxy of its class, no label flows back
                 loss = loss.where(own_count > 0, 0.0)

@@ -245,6 +245,12 @@ def test_a_mixed_example_has_the_cross_entropies_of_both_parents_classes_in_its_
         torch.testing.assert_close(value, expected)
 
 
+def test_a_graph_of_one_edge_holds_for_a_mixed_example_too():
+    loss, x, labels = problem(r=0.01)
+    value = loss.per_example(x[:1], labels[:1], labels[1:2], 0.5)
+    assert loss.kept == 1 and value.abs().item() < 1e-12  # one class of the two, alone
+
+
 def test_weight_zero_is_the_clean_loss_and_embeddings_are_the_default_space():
     loss, x, labels = problem(r=0.6)
     clean = loss(x, labels)

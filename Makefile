@@ -19,12 +19,12 @@ help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 10
 
 book: .venv/.installed ## make the missing smoke-size runs, then render the book
-	$(BIN)/python -m dml.sweep book/recipes/grid-smoke.yaml
+	$(BIN)/python -m dml.sweep book/recipes/grid-smoke.yaml --at-once 2
 	$(BIN)/jupyter-book build book -W -n --keep-going
 	@echo "To read it with search: $(BIN)/python -m http.server -d _build/html"
 
 test: .venv/.installed ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lab: .venv/.installed ## open the notebooks in JupyterLab, paired with their scripts
 	$(BIN)/jupyter lab --notebook-dir=book
@@ -46,6 +46,7 @@ bench: .venv/.installed ## measure costs, each beside the library that people kn
 	  --rounds 3 --out results/benchmarks/steps-resnet50.csv
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/proxygml.py --out results/benchmarks/proxygml.csv
+	$(BIN)/python benchmarks/nngk.py --json results/benchmarks/nngk.json
 
 sync: .venv/.installed ## derive book/*.ipynb, without outputs, from book/*.py
 	$(BIN)/jupytext --quiet --update --to ipynb book/[0-9]*.py

@@ -1,6 +1,10 @@
 """`pytest --parity FILE` also writes the table of parities that the book shows (`make results`)."""
 
+import os
 from pathlib import Path
+
+# Tests run side by side, a process a core (`make test`): threads inside would fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pandas as pd
 import pytest

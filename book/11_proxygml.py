@@ -10,10 +10,10 @@
 # (ch-proxygml)=
 # # A few proxies decide, and a matrix of all is not needed
 #
-# ProxyGML gives a class several proxies, lets an example see only the most similar few of
-# all, and lets their labels flow back to it. By the end of this page you will have seen
-# that graph for a real example, what its two parameters do, which of its parts matter,
-# and why a step of it need not cost what the released code makes it cost.
+# ProxyGML gives a class several proxies, lets an example see only the most similar few
+# of all, and lets their labels flow back to it. By the end of this page you will have
+# seen that graph for a real example, what its two parameters do, which of its parts
+# matter, and why a step of it need not cost what the released code makes it cost.
 #
 # > Fewer is More: A Deep Graph Metric Learning Perspective Using Fewer Proxies
 # >
@@ -47,8 +47,8 @@ seed: int = 0  # of all that is random
 #
 # There are $N$ proxies $w$ of each of $C$ classes. An example $x_i$ keeps the
 # $k = \lceil r C N \rceil$ proxies $K(i)$ that are most similar to it, its own class's
-# always among them. Labels flow back along these edges: a class's score is the sum of the
-# similarities that were kept,
+# always among them. Labels flow back along these edges: a class's score is the sum of
+# the similarities that were kept,
 #
 # $$
 # Z_{ij} = \sum_{p \in K(i),\; y_p = j} s(x_i, w_p).
@@ -87,8 +87,8 @@ assert torch.allclose(plain(x, y), F.cross_entropy(cosine, y))
 # %% [markdown]
 # ## The graph of one example
 #
-# A small network, trained for a few seconds on a part of glyphs. Here is what one of its
-# training images keeps, and what flows back.
+# A small network, trained for a few seconds on a part of glyphs. Here is what one of
+# its training images keeps, and what flows back.
 
 # %% tags=["remove-stderr"]
 sets = data.load("glyphs", classes=classes, size=16)
@@ -166,9 +166,9 @@ glue("between", between, display=False)
 #
 # ## The effect of N and r
 #
-# On a part of glyphs (400 characters, half of them to train on, 16 x 16 pixels), with all
-# else as chosen below (`make sweep GRID=book/recipes/grid-proxygml.yaml` makes the runs); beside it, what can be read off the paper's figures for Cars-196
-# with a pretrained network.
+# On a part of glyphs, with small images and all else as chosen below; beside it, what
+# can be read off the paper's figures for Cars-196 with a pretrained network. The runs
+# are made by `make sweep GRID=book/recipes/grid-proxygml.yaml`.
 
 # %% tags=["remove-cell"]
 table = runs.load(dataset="glyphs", profile="paper", folds=0)
@@ -198,8 +198,9 @@ for parameter, runs_of in sweeps.items():
     glue(f"tried_{parameter}", runs_of["value"].nunique(), display=False)
 
 # %% [markdown]
-# Of {glue:text}`tried_N` values of $N$ and {glue:text}`tried_r` of $r$ that have been run,
-# $N$ = {glue:text}`best_N` and $r$ = {glue:text}`best_r` have the highest Recall@1.
+# Of {glue:text}`tried_N` values of $N$ and {glue:text}`tried_r` of $r$ that have been
+# run, $N$ = {glue:text}`best_N` and $r$ = {glue:text}`best_r` have the highest
+# Recall@1.
 #
 # The paper's curve falls steeply at its smallest $r$, and there is a reason: at
 # $r \le 1 / C$ the graph has room for the own class alone. Then its softmax runs over one
@@ -218,9 +219,9 @@ assert torch.autograd.grad(value, x)[0].abs().max() < 1e-6
 # ## Which part matters
 #
 # Without the positive mask the own class's proxies are kept only if they are similar
-# enough; without the softmax's mask all classes are candidates, those that are not in the
-# graph with score 0; without the regulariser $\lambda = 0$. Mean over up to three seeds (and
-# standard deviation), in per cent, beside the paper's table for Cars-196:
+# enough; without the softmax's mask all classes are candidates, those that are not in
+# the graph with score 0; without the regulariser $\lambda = 0$. Mean over up to three
+# seeds (and standard deviation), in per cent, beside the paper's table for Cars-196:
 
 # %% tags=["hide-input"]
 yes = {True: "yes", False: "no"}
@@ -247,12 +248,12 @@ rows.reset_index().style.format(precision=1, na_rep="not run yet").hide(axis="in
 #
 # SoftTriple {cite:p}`qian2019softtriple` has several centres a class, too, and compares
 # with all of them; Proxy Anchor {cite:p}`kim2020proxyanchor` has one. Equal network,
-# batches, epochs; for each loss nine settings (the proxies' learning rate and a parameter
-# or two of its own) were tried on two folds of the *training* classes, and the best of them
-# is trained on all of these and tested on the others, five seeds. `embed` and `feature`
-# are ProxyGML with mixed examples, which is our own extension: a mixture keeps the
-# proxies of both parents' classes, labels flow back from both, and the target has
-# $\lambda$ and $1 - \lambda$ of them.
+# batches, epochs; for each loss nine settings (the proxies' learning rate and a
+# parameter or two of its own) were tried on two folds of the *training* classes, and
+# the best of them is trained on all of these and tested on the others, five seeds.
+# `embed` and `feature` are ProxyGML with mixed examples, which is our own extension: a
+# mixture keeps the proxies of both parents' classes, labels flow back from both, and
+# the target has $\lambda$ and $1 - \lambda$ of them.
 
 # %% tags=["hide-input"]
 compared = table[table["tag"] == "proxygml"]
@@ -290,10 +291,10 @@ for mix in ("embed", "feature"):
 
 # %% [markdown]
 # In Recall@1, ProxyGML has {glue:text}`against_proxy_anchor` than Proxy Anchor and
-# {glue:text}`against_soft_triple` than SoftTriple. It has {glue:text}`against_embed` than
-# itself with mixed embeddings, and {glue:text}`against_feature` than with mixed feature
-# maps. This is a small network from random weights; it says nothing about the papers'
-# setting, whose table follows.
+# {glue:text}`against_soft_triple` than SoftTriple. It has {glue:text}`against_embed`
+# than itself with mixed embeddings, and {glue:text}`against_feature` than with mixed
+# feature maps. This is a small network from random weights; it says nothing about the
+# papers' setting, whose table follows.
 
 # %% tags=["hide-input"]
 papers = pd.read_csv(PUBLISHED / "proxygml.csv")
@@ -311,16 +312,17 @@ papers.pivot_table(
 #
 # The released code multiplies by one-hot matrices. Written as in {eq}`eq-proxygml`, a
 # step has edges, not matrices: $B \times k$ similarities are added up by class, and the
-# softmax runs over the edges, each standing for one part in as many as its class has. The
-# regulariser adds each class's proxies first and multiplies once.
+# softmax runs over the edges, each standing for one part in as many as its class has.
+# The regulariser adds each class's proxies first and multiplies once.
 
 # %% tags=["hide-input"]
 Code(inspect.getsource(proxygml.Propagate), language="python")
 
 # %% [markdown]
-# `benchmarks/proxygml.py` (part of `make bench`) measures a step, forward and backward, a batch of 32,
-# beside the released formulation: CPU time on one thread as a ratio within interleaved
-# rounds, and memory beyond embeddings and proxies (gradients, and what is in between).
+# `benchmarks/proxygml.py` (part of `make bench`) measures a step, forward and backward,
+# a batch of 32, beside the released formulation: CPU time on one thread as a ratio
+# within interleaved rounds, and memory beyond embeddings and proxies (gradients, and
+# what is in between).
 
 # %% tags=["hide-input"]
 cost = pd.read_csv(runs.ROOT / "results" / "benchmarks" / "proxygml.csv")
@@ -333,13 +335,13 @@ glue("slower_sop", float(slower["sop"]), display=False)
 
 # %% [markdown]
 # The released formulation takes {glue:text}`slower_cub:.1f` times as long at CUB's size
-# and {glue:text}`slower_sop:.1f` times at SOP's, and is not tried where its one-hot labels
-# alone (last column) are too large. Ours goes on to a million proxies.
+# and {glue:text}`slower_sop:.1f` times at SOP's, and is not tried where its one-hot
+# labels alone (last column) are too large. Ours goes on to a million proxies.
 #
 # ## What released code computes
 #
-# Three particulars of it are not the paper. **The mask** is the scores that are not exactly
-# 0, where the paper means classes in the graph. They part where scores cancel:
+# Three particulars of it are not the paper. **The mask** is the scores that are not
+# exactly 0, where the paper means classes in the graph. They part where scores cancel:
 
 # %%
 loss = proxygml.ProxyGML(2, 2, proxies_per_class=2, r=1.0, weight_lambda=0.0)
@@ -351,10 +353,11 @@ released = -(weight[:, 0] / weight.sum(1) + 1e-20).log()
 {"paper": loss(x, torch.tensor([0])).item(), "released": released.item()}
 
 # %% [markdown]
-# **The positive mask** adds 1000, where the paper adds 1. Cosines differ by 2 at most, so
-# that 1000 keeps the own class's proxies always, which is what the mask is for and what
-# `ProxyGML` does; 1 loses a proxy that is less similar by more than 1 than the $k$-th.
-# How many of the own proxies it loses, before training and on the network above:
+# **The positive mask** adds 1000, where the paper adds 1. Cosines differ by 2 at most,
+# so that 1000 keeps the own class's proxies always, which is what the mask is for and
+# what `ProxyGML` does; 1 loses a proxy that is less similar by more than 1 than the
+# $k$-th. How many of the own proxies it loses, before training and on the network
+# above:
 
 
 # %%
@@ -374,23 +377,24 @@ start = train.embed(fresh.network, sets.train, config, torch.device("cpu")).clon
 }
 
 # %% [markdown]
-# **The warm-up**, in which only the embedding layer and the proxies learn, comes after the
-# first epoch rather than before it: epoch 0 trains everything, epoch 1 the head alone. The
-# recipes have no warm-up.
+# **The warm-up**, in which only the embedding layer and the proxies learn, comes after
+# the first epoch rather than before it: epoch 0 trains everything, epoch 1 the head
+# alone. The recipes have no warm-up.
 #
 # ## What we saw
 #
 # A step that is written by edges costs what its edges cost, to a million proxies. A
-# class's proxies all but coincide, so that $N$ acts as a temperature, and $r$ must exceed
-# $1 / C$ for anything to be learnt. In Recall@1 on a part of glyphs ProxyGML has {glue:text}`against_proxy_anchor` than Proxy
-# Anchor and {glue:text}`against_soft_triple` than SoftTriple, each with settings chosen
-# on validation classes.
+# class's proxies all but coincide, so that $N$ acts as a temperature, and $r$ must
+# exceed $1 / C$ for anything to be learnt. In Recall@1 on a part of glyphs ProxyGML has
+# {glue:text}`against_proxy_anchor` than Proxy Anchor and
+# {glue:text}`against_soft_triple` than SoftTriple, each with settings chosen on
+# validation classes.
 #
 # ## Exercises
 #
-# 1. Set `r` to 0.02 in the parameters above. What does {numref}`fig-label-flow` show, and
-#    why is the loss what it is?
-# 2. If $N$ is a temperature, ProxyNCA++ with `temperature=1 / N` and all proxies below the
-#    line should do much the same as `r=1.0`. Does it?
+# 1. Set `r` to 0.02 in the parameters above. What does {numref}`fig-label-flow` show,
+#    and why is the loss what it is?
+# 2. If $N$ is a temperature, ProxyNCA++ with `temperature=1 / N` and all proxies below
+#    the line should do much the same as `r=1.0`. Does it?
 # 3. Where would proxies of one class part? Think of a loss whose own-class sum is a
 #    maximum.

@@ -107,8 +107,8 @@ class EmbeddingModel(nn.Module):
         return self.head(self.pool(self.features(self.prepare(images))))
 
     def mixer(self, space: str, inputs: Tensor, maps: Tensor) -> Mix | None:
-        """What `Metrix` calls to mix and embed pairs of this batch in a space of `SPACES`; None for
-        "embed".
+        """What `Metrix` calls to mix and embed pairs of this batch in a space of `SPACES`
+        (eq-spaces); None for "embed", which mixes similarities (eq-gram).
 
         Args:
             space: one of `SPACES`.

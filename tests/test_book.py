@@ -45,6 +45,13 @@ def test_notebook_has_no_outputs(chapter):
         assert cell.get("execution_count") is None, "make sync"
 
 
+def test_every_equation_that_the_module_names_is_in_the_book():
+    chapters = "".join(path.read_text() for path in BOOK.glob("[0-9]*.py"))
+    for path in ROOT.glob("dml/*.py"):
+        for name in set(re.findall(r"\beq-[a-z]+(?:-[a-z]+)*", path.read_text())):
+            assert f"({name})" in chapters, f"{path.name}: {name}"
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_figure_has_a_caption_a_name_and_an_alternative_text(chapter):
     for cell in notebook(chapter).cells:

@@ -37,27 +37,27 @@ METHODS = (*BASELINES, "mixup", "nngk", "mbdml1", "mbdml2", "mbdml3")
 
 @dataclass(frozen=True)
 class Config:
-    """A table of runs on one data set. The parameters cell of book/10_mbdml has the same names, one
-    a line; the defaults are the official values where there are any."""
+    """A table of runs on one data set. The parameters cell of book/10_mbdml has the same names and
+    defaults, one a line; the paper's settings are recipes."""
 
     dataset: str = "digits"  # a name of dml.data.NAMES
     dataset_options: dict = field(default_factory=dict)  # for its reader
     methods: tuple[str, ...] = METHODS
-    runs: int = 10  # of each method, seeds from 0: labelled images, weights, batches, mixing
+    seeds: int = 10  # runs of each method: labelled images, weights, batches, mixing
     label_fraction: float = 0.1  # of each class's training images
     sigma: float = 10.0  # of the kernels
-    neighbours: int = 200  # N
+    neighbours: int = 20  # N; the paper's 200 are more than there are labelled digits
     refresh: int = 5  # epochs between two computations of the centres
     alpha: float = 1.0  # lambda ~ Beta(alpha, alpha); 0 does not mix
     released: bool = False  # compute what the authors' code does, dml.nngk.MbDML
-    backbone: str = "resnet50.tv_in1k"  # any timm model, or small
-    weights: str = "pretrained"  # or none, or a path
-    freeze_norm: bool = True  # batch norm stays as it was given
-    augment: str = "flip"  # a name of dml.data.transforms.AUGMENTATIONS
-    epochs: int = 200
-    batch_size: int = 32
+    backbone: str = "small"  # or any timm model
+    weights: str = "none"  # or pretrained, or a path
+    freeze_norm: bool = False  # batch norm stays as it was given
+    augment: str = "none"  # a name of dml.data.transforms.AUGMENTATIONS
+    epochs: int = 30  # passes over the labelled images
+    batch_size: int = 32  # images of a step
     images_per_class: int | None = None  # in a batch; None shuffles freely
-    lr: float = 1e-5  # Adam's
+    lr: float = 1e-3  # Adam's
     proxy_lr_factor: float = 1.0  # for what is not the network: proxies, kernel weights, layer
     eval_every: int = 5  # epochs between two tests
     device: str = "auto"  # the GPU where there is one
@@ -77,7 +77,7 @@ class Config:
             for value in values:
                 if value not in valid:
                     raise ValueError(f"{name}: {value!r} is not one of: {', '.join(valid)}")
-        for name in ("runs", "sigma", "neighbours", "refresh", "epochs", "lr", "eval_every"):
+        for name in ("seeds", "sigma", "neighbours", "refresh", "epochs", "lr", "eval_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
 
@@ -297,7 +297,7 @@ def run(config: Config, sets: data.Sets, method: str, seed: int) -> dict:
     """
     path = folder() / f"{config.id(method, seed)}.json"
     settings = json.loads(json.dumps(dataclasses.asdict(config)))
-    for key in ("methods", "runs", "device", "workers", "root"):  # which runs and where, not what
+    for key in ("methods", "seeds", "device", "workers", "root"):  # which runs and where, not what
         del settings[key]
     if path.exists():
         record = json.loads(path.read_text())
@@ -347,7 +347,7 @@ def table(config: Config, sets: data.Sets | None = None) -> pd.DataFrame:
         sets: of `load`; None takes only those that are on record.
     """
     rows = []
-    for seed in range(config.runs):
+    for seed in range(config.seeds):
         for method in config.methods:
             if sets is not None or (folder() / f"{config.id(method, seed)}.json").exists():
                 record = run(config, sets, method, seed)
@@ -370,7 +370,39 @@ def summary(history: pd.DataFrame, published: pd.DataFrame | None = None) -> pd.
     accuracy = 100 * last.groupby("method")["test_accuracy"].agg(["mean", "std"])
     rows = accuracy.reindex([name for name in METHODS if name in accuracy.index])
     rows["runs"] = last.groupby("method").size()
-    if published is not None:
+    if published is not None and len(published):
         beside = published.set_index("method")[["accuracy_mean", "accuracy_std"]]
-        rows = rows.join(beside.add_prefix("published_"))
+        rows = rows.join(beside.set_axis(["published_mean", "published_std"], axis=1))
     return rows
+
+
+def cells(rows: pd.DataFrame) -> pd.DataFrame:
+    """`summary` to look at: mean ± standard deviation as one cell, in per cent; of one run, the
+    mean alone; nothing where there is neither."""
+
+    def join(prefix):
+        pairs = zip(rows[f"{prefix}mean"], rows[f"{prefix}std"], strict=True)
+        cell = [f"{m:.2f}" + (f" ± {s:.2f}" if s == s else "") for m, s in pairs]
+        return ["" if text == "nan" else text for text in cell]
+
+    shown = {"accuracy (%)": join("")}
+    if "published_mean" in rows:
+        shown["published (%)"] = join("published_")
+    return pd.DataFrame(shown, index=rows.index).assign(runs=rows["runs"])
+
+
+def results() -> pd.DataFrame:
+    """The summaries of all recipes that have runs on record, with the paper's beside: the rows of
+    results/mbdml.csv."""
+    published = pd.read_csv(runs.ROOT / "results" / "published" / "mbdml.csv")
+    tables = []
+    for name in runs.recipe_names("10_mbdml"):
+        settings = runs.recipe(name)
+        del settings["notebook"]
+        config = Config(**settings)
+        history = table(config)
+        if len(history):
+            beside = published[published["dataset"] == config.dataset]
+            rows = summary(history, beside).reset_index()
+            tables.append(rows.assign(dataset=config.dataset).set_index(["dataset", "method"]))
+    return pd.concat(tables) if tables else pd.DataFrame(columns=["mean", "std", "runs"])

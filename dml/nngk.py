@@ -51,7 +51,7 @@ def nearest(queries: Tensor, centres: Tensor, k: int, exclude: Tensor | None = N
             return found
         own = (found[:, :, None] == exclude[:, None]).any(2)
         return found.gather(1, own.int().argsort(1, stable=True)[:, :k])
-    half_square = centres.square().sum(1) / 2  # (M,)
+    half_square = _half_square(centres)
     found = []
     for start in range(0, len(queries), BLOCK):
         block = slice(start, start + BLOCK)
@@ -60,6 +60,10 @@ def nearest(queries: Tensor, centres: Tensor, k: int, exclude: Tensor | None = N
             close.scatter_(1, exclude[block], -torch.inf)
         found.append(close.topk(k).indices)
     return torch.cat(found)
+
+
+def _half_square(centres: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(centres, dim=1).square() / 2  # no squares of all are kept
 
 
 def _faiss():
@@ -129,7 +133,7 @@ class GaussianKernels(nn.Module):
         """Move the centres, (M, D), to where the network now puts their images; the weights
         stay."""
         self.centres.copy_(centres)
-        torch.sum(self.centres.square(), 1, out=self.half_square).div_(2)
+        self.half_square.copy_(_half_square(self.centres))
 
     def forward(
         self, features: Tensor, exclude: Tensor | None = None, neighbours: Tensor | None = None
@@ -147,23 +151,52 @@ class GaussianKernels(nn.Module):
         """
         # (|x|^2 - |x - c|^2) / 2 = x c - |c|^2 / 2: nearest is largest, and |x|^2 cancels in p.
         # One product with all centres is cheaper than fetching each feature's own N of them.
-        close = torch.addmm(-self.half_square, features, self.centres.T)  # (B, M)
-        far = torch.finfo(close.dtype).min / 4
-        if exclude is not None:
-            exclude = exclude.view(len(features), -1)  # (B, E)
-            _check_count(self.neighbours, len(self.centres), exclude.shape[1])
-            close = close.scatter(1, exclude, far)
-        if neighbours is None:
-            neighbours = close.detach().topk(self.neighbours, sorted=False).indices  # (B, N)
-        strength = (close / self.sigma**2 + self.log_weights).clamp(min=far)  # (B, M)
-        chosen = strength.gather(1, neighbours)  # (B, N)
+        far = torch.finfo(features.dtype).min / 4
+        with torch.no_grad():
+            close = torch.addmm(-self.half_square, features, self.centres.T)  # (B, M)
+            if exclude is not None:
+                exclude = exclude.view(len(features), -1)  # (B, E)
+                _check_count(self.neighbours, len(self.centres), exclude.shape[1])
+                close.scatter_(1, exclude, far)
+            if neighbours is None:
+                neighbours = close.topk(self.neighbours, sorted=False).indices  # (B, N)
+            strength = close / self.sigma**2 + self.log_weights  # (B, M)
+            strongest = _argmax_by_class(strength, self.centre_labels, self.num_classes)  # (B, C)
+        chosen = torch.cat([neighbours, strongest], 1)  # (B, N + C)
+        strength = Chosen.apply(features, self.centres, close, chosen) / self.sigma**2
+        strength = (strength + self.log_weights[chosen]).clamp(min=far)
+        inside, outside = strength.split([neighbours.shape[1], self.num_classes], 1)
         by_class, present = _logsumexp_by_class(
-            chosen, self.centre_labels[neighbours], self.num_classes
+            inside, self.centre_labels[neighbours], self.num_classes
         )
-        outside = strength.new_full(by_class.shape, far).scatter_reduce(
-            1, self.centre_labels.expand_as(strength), strength, "amax"
-        )  # (B, C)
-        return torch.where(present, by_class, outside) - chosen.logsumexp(1, keepdim=True)
+        return torch.where(present, by_class, outside) - inside.logsumexp(1, keepdim=True)
+
+
+class Chosen(torch.autograd.Function):
+    """x c - |c|^2 / 2 of some centres of each feature, (B, D), (M, D), all of them (B, M), indices
+    (B, K) -> (B, K). Backward goes to the features and touches those K centres only."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, centres: Tensor, close: Tensor, chosen: Tensor):
+        ctx.save_for_backward(centres, chosen)
+        return close.gather(1, chosen)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        centres, chosen = ctx.saved_tensors
+        return F.embedding_bag(chosen, centres, per_sample_weights=grad, mode="sum"), *[None] * 3
+
+
+def _argmax_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The place of each class's largest value, (B, M), (M,) -> (B, C)."""
+    labels = labels.expand_as(values)
+    top = values.new_empty(len(values), classes).scatter_reduce(
+        1, labels, values, "amax", include_self=False
+    )
+    place = torch.where(
+        values == top.gather(1, labels), torch.arange(values.shape[1], device=values.device), -1
+    )
+    return place.new_zeros(len(values), classes).scatter_reduce(1, labels, place, "amax")
 
 
 def _logsumexp_by_class(values: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:

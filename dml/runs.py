@@ -170,6 +170,12 @@ METHODS = {
     "input": "Metrix, input",
     "feature": "Metrix, feature",
     "embed": "Metrix, embedding",
+    "imix": "i-Mix",
+    "mochi": "MoCHi",
+    "embedding_expansion": "Embedding Expansion",
+    "proxy_synthesis": "Proxy Synthesis",
+    "input_ce": "mixup, cross-entropy",
+    "idml": "IDML",
 }
 
 

@@ -17,7 +17,7 @@ from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dml import data, evaluate, losses, mixup, model, proxygml
+from dml import data, evaluate, losses, mixing_methods, mixup, model, proxygml
 
 MIXES = ("none", *model.SPACES)
 # losses of several proxies a class, which are not of the generic form
@@ -35,7 +35,7 @@ class Config:
     loss: str = "multi_similarity"  # a name of dml.losses.LOSSES, proxygml or soft_triple
     loss_options: dict = field(default_factory=dict)  # the paper's where left out
     miner_epsilon: float | None = None  # multi-similarity's miner; None compares every pair
-    mix: str = "embed"  # the space of Metrix: input, feature, embed; none is the baseline
+    mix: str = "embed"  # none; Metrix's space input, feature or embed; a name of mixing_methods
     pairs: tuple[str, ...] = mixup.PAIRS[:2]  # one is drawn for each iteration
     hardest: int | None = 3  # k, the negatives of an anchor that are mixed; None for all
     positives: int | None = None  # positives of an anchor that are mixed; None for all
@@ -75,7 +75,7 @@ class Config:
         for name, valid in (
             ("dataset", data.NAMES),
             ("loss", losses.LOSSES | OTHERS),
-            ("mix", MIXES),
+            ("mix", (*MIXES, *mixing_methods.METHODS)),
             ("schedule", ("cosine", "step")),
             ("precision", PRECISIONS),
             ("profile", ("paper", "smoke")),
@@ -95,6 +95,8 @@ class Config:
             raise ValueError(f"miner_epsilon is multi-similarity's; the loss is {self.loss}")
         if self.loss == "soft_triple" and self.mix != "none":
             raise ValueError(f"mix={self.mix!r}: soft_triple cannot be mixed, give mix='none'")
+        if self.mix in mixing_methods.METHODS:
+            mixing_methods.check(self.mix, self.loss)
 
     @classmethod
     def from_namespace(cls, namespace: dict) -> Config:
@@ -179,7 +181,18 @@ def build(config: Config, sets: data.Sets, device: torch.device) -> Parts:
         config.loss, len(sets.train.classes), config.embedding_size, OTHERS, **config.loss_options
     )
     criterion = clean
-    if config.mix != "none" and config.loss == "proxygml":
+    if config.mix in mixing_methods.METHODS:
+        criterion = mixing_methods.build(
+            config.mix,
+            clean,
+            rng,
+            hardest=config.hardest,
+            alpha=config.alpha,
+            weight=config.weight,
+            num_classes=len(sets.train.classes),
+            embedding_size=config.embedding_size,
+        )
+    elif config.mix != "none" and config.loss == "proxygml":
         criterion = proxygml.MixedProxyGML(
             clean, config.hardest, config.alpha, config.weight, generator=rng
         )
@@ -236,7 +249,7 @@ def steps(
             if config.mix == "none":
                 loss = criterion(embeddings, labels, mined)
             else:  # the whole of Metrix
-                mix = network.mixer(config.mix, inputs, maps)
+                mix = network.mixer(mixing_methods.space(config.mix), inputs, maps)
                 loss = criterion(embeddings, labels, mined, mix=mix)
         value = loss.item()
         if not math.isfinite(value):

@@ -75,6 +75,7 @@ clip_value: float = 10.0  # bound of each component of the gradient; None for no
 eval_every: int = 2  # epochs between two evaluations
 k: list = [1, 2, 4, 8]  # of Recall@K
 clustering: bool = False  # NMI and AMI of k-means, after the last epoch
+space: bool = False  # alignment, uniformity, utilization and more, after the last epoch
 folds: int = 0  # parts of the training classes, one held out; 0 tests instead
 fold: int = 0  # which of them is held out
 seed: int = 0  # of weights, batches and mixing; equal seeds see equal batches

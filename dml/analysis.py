@@ -210,6 +210,27 @@ def intra_inter_ratio(embeddings: Tensor, labels: Tensor, block: int = 1 << 22) 
     return (within / between).item()
 
 
+MEASURES = ("alignment", "uniformity", "utilization", "spectral_decay", "intra_inter_ratio")
+
+
+def space(queries: Tensor, labels: Tensor, train: Tensor) -> dict[str, float]:
+    """All measures of the space, by their names in `MEASURES`: of the queries, and for utilization
+    of the queries beside the training set.
+
+    Args:
+        queries, labels: test embeddings (Q, D) and their classes (Q,).
+        train: embeddings of the training set, (N, D).
+    """
+    values = (
+        alignment(queries, labels),
+        uniformity(queries),
+        utilization(queries, train),
+        spectral_decay(queries),
+        intra_inter_ratio(queries, labels),
+    )
+    return dict(zip(MEASURES, values, strict=True))
+
+
 def _by_class(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Unit embeddings ordered by class, in double precision, their class from 0 on, and how many
     each class has."""

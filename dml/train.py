@@ -17,7 +17,7 @@ from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dml import data, evaluate, losses, mixing_methods, mixup, model, proxygml
+from dml import analysis, data, evaluate, losses, mixing_methods, mixup, model, proxygml
 
 MIXES = ("none", *model.SPACES)
 # losses of several proxies a class, which are not of the generic form
@@ -60,6 +60,7 @@ class Config:
     eval_every: int = 2  # epochs
     k: tuple[int, ...] = (1, 2, 4, 8)  # of Recall@K
     clustering: bool = False  # NMI and AMI of k-means, after the last epoch: slow at many classes
+    space: bool = False  # alignment, uniformity, utilization and more, after the last epoch
     folds: int = 0  # parts of the training classes, one held out for validation; 0 tests instead
     fold: int = 0  # which of them is held out
     seed: int = 0  # of weights, batches, mixing; equal seeds see equal batches
@@ -294,6 +295,14 @@ def evaluate_on(
     return evaluate.retrieval(query, labels, **options)
 
 
+def measure_space(
+    network: nn.Module, sets: data.Sets, config: Config, device: torch.device
+) -> dict[str, float]:
+    """`dml.analysis.space` of the test queries beside the training images."""
+    query, train = (embed(network, part, config, device) for part in (sets.query, sets.train))
+    return analysis.space(query, sets.query.labels.to(device), train)
+
+
 def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tuple[Parts, dict]:
     """Train and evaluate as `config` says; what was trained, and what the run's record holds of it.
 
@@ -346,6 +355,8 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
                 start = time.perf_counter()
                 clustering = config.clustering and last
                 row |= evaluate_on(parts.network, sets, config, device, clustering)
+                if config.space and last:
+                    row |= measure_space(parts.network, sets, config, device)
                 row["eval_seconds"] = time.perf_counter() - start
             history.append(row)
             if checkpoint is not None:
@@ -356,6 +367,7 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
 def _summary(config: Config, history: list[dict], device: torch.device) -> dict:
     evaluated = [row for row in history if "recall_at_1" in row]
     measured = ("epoch", "recall", "precision", "r_prec", "mean_average", "nmi", "ami", "queries")
+    measured += analysis.MEASURES
     last, best = (
         {key: value for key, value in row.items() if key.startswith(measured)}
         for row in (evaluated[-1], max(evaluated, key=lambda row: row["recall_at_1"]))

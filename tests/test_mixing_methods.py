@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dml import data, losses, mixing_methods, mixup, train
+from dml import analysis, data, losses, mixing_methods, mixup, train
 
 C, D, B = 4, 6, 12
 LABELS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 0, 2])
@@ -382,3 +382,14 @@ def test_bad_arguments_are_named():
         method("mochi", "contrastive")(x, labels, mix=lambda i, j, lam: x)
     with pytest.raises(ValueError, match="labels"):
         method("embedding_expansion", "contrastive")(x, labels[:3])
+
+
+def test_a_record_may_hold_the_measures_of_the_space_after_its_last_epoch():
+    sets = data.load("digits")
+    settings = config("embed", space=True, epochs=2, eval_every=1)
+    parts, outcome = train.fit(settings, sets)
+    measured = train.measure_space(parts.network, sets, settings, torch.device("cpu"))
+    assert measured.keys() == set(analysis.MEASURES)
+    for name, value in measured.items():
+        assert outcome["metrics"]["last"][name] == value
+        assert name not in outcome["history"][0]

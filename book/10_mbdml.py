@@ -249,9 +249,7 @@ plot.accuracy_curves(history)
 
 # %%
 published = pd.read_csv(runs.ROOT / "results" / "published" / "mbdml.csv")
-table = classification.summary(
-    history, published[published["dataset"] == config.dataset]
-)
+table = classification.summary(history, published[published["dataset"] == config.dataset])
 classification.cells(table)
 
 # %% tags=["remove-cell"]
@@ -302,17 +300,13 @@ variants = {
     "released": dataclasses.replace(
         config, released=True, tag="released", methods=("mbdml1", "mbdml2", "mbdml3")
     ),
-    "alpha 0": dataclasses.replace(
-        config, alpha=0.0, tag="alpha0", methods=("mbdml2",)
-    ),
+    "alpha 0": dataclasses.replace(config, alpha=0.0, tag="alpha0", methods=("mbdml2",)),
 }
 columns = {"paper": table} | {
     name: classification.summary(classification.table(variant, sets))
     for name, variant in variants.items()
 }
-shown = {
-    name: classification.cells(rows)["accuracy (%)"] for name, rows in columns.items()
-}
+shown = {name: classification.cells(rows)["accuracy (%)"] for name, rows in columns.items()}
 pd.DataFrame(shown).reindex(["mbdml1", "mbdml2", "mbdml3"]).fillna("")
 
 # %%
@@ -322,15 +316,12 @@ factor = n / (32 * -(-n // 32))  # of the released accuracy
 # %% tags=["remove-cell"]
 glue("factor", factor, display=False)
 difference = {
-    name: columns[name]["mean"] - table["mean"].reindex(columns[name].index)
-    for name in variants
+    name: columns[name]["mean"] - table["mean"].reindex(columns[name].index) for name in variants
 }
 glue("released-1", difference["released"]["mbdml1"], display=False)
 glue("released-2", difference["released"]["mbdml2"], display=False)
 glue("alpha-2", difference["alpha 0"]["mbdml2"], display=False)
-bench = pd.read_json(runs.ROOT / "results" / "benchmarks" / "nngk.json").set_index(
-    "task"
-)
+bench = pd.read_json(runs.ROOT / "results" / "benchmarks" / "nngk.json").set_index("task")
 glue("step-times", bench.loc["step", "times faster"], display=False)
 glue(
     "step-memory",

@@ -4,8 +4,11 @@ Functions take data and return the figure; captions and alternative texts belong
 call them.
 """
 
+import base64
 import hashlib
+import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Circle
+from torchvision.utils import make_grid
 
 # inches; a page of the book is as wide as "wide"
 SIZE = {"small": (4.0, 3.0), "medium": (6.0, 3.75), "wide": (8.0, 3.75)}
@@ -73,21 +77,28 @@ def use_style() -> None:
         set_matplotlib_formats("svg", metadata={"Date": None})
 
 
-def interactive(figure):
+def interactive(figure, script: str | None = None):
     """A plotly figure that works in the rendered page without kernel or network, and in JupyterLab.
 
     Args:
         figure: a `plotly.graph_objects.Figure`, whose colours should be those of `COLOUR`.
+        script: JavaScript for the rendered page, run beside the plot; "{plot_id}" in it is the id
+            of the plot's element.
 
     Returns:
         An object to end a cell with.
     """
-    from plotly import io
+    from plotly import io as plotly_io
 
     figure.update_layout(template="plotly_white", paper_bgcolor=CARD, plot_bgcolor=CARD)
-    page = io.to_html(figure, include_plotlyjs="_static/plotly.min.js", full_html=False)
+    page = plotly_io.to_html(
+        figure, include_plotlyjs="_static/plotly.min.js", full_html=False, post_script=script
+    )
     return _Bundle(
-        {**io.renderers["plotly_mimetype"].to_mimebundle(figure.to_dict()), "text/html": page}
+        {
+            **plotly_io.renderers["plotly_mimetype"].to_mimebundle(figure.to_dict()),
+            "text/html": page,
+        }
     )
 
 
@@ -276,7 +287,16 @@ def neighbours(queries, found, right, similarity):
         right: (q, k) bool.
         similarity: (q, k), written below each.
     """
-    count, k = right.shape
+    frames = [[COLOUR["positive" if is_right else "negative"] for is_right in row] for row in right]
+    figure, axes = _neighbour_grid(queries, found, frames, similarity)
+    axes[0, 0].set_title("query", fontsize="small")
+    return figure
+
+
+def _neighbour_grid(queries, found, colours, similarity):
+    """A row a query: its image, and its neighbours in frames of these colours, (q, k), with the
+    similarity below. Returns the figure and its axes."""
+    count, k = similarity.shape
     width = SIZE["wide"][0]
     figure, axes = _subplots(
         count, k + 1, figsize=(width, 1.25 * width * count / (k + 1)), squeeze=False
@@ -285,14 +305,12 @@ def neighbours(queries, found, right, similarity):
         _show(line[0], queries[row])
         for column, axis in enumerate(line[1:]):
             _show(axis, found[row, column])
-            colour = COLOUR["positive" if right[row, column] else "negative"]
             axis.set_axis_on()
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(f"{similarity[row, column]:.2f}", fontsize="x-small", labelpad=2)
             for spine in axis.spines.values():
-                spine.set(visible=True, color=colour, linewidth=2.5)
-    axes[0, 0].set_title("query", fontsize="small")
-    return figure
+                spine.set(visible=True, color=colours[row][column], linewidth=2.5)
+    return figure, axes
 
 
 def recall_curve(x, recall, xlabel: str):
@@ -629,14 +647,77 @@ def class_maps(panels: dict, labels):
     return figure
 
 
-def film(frames: dict, labels, classes: list[str]):
-    """Points in the plane that move from frame to frame, coloured by class, with a slider; it works
-    in a rendered page.
+# -- Maps of embeddings, and what lies between two of them (book/08_space) --
+
+
+def plane(frames: dict, method: str = "tsne", seed: int = 0) -> dict:
+    """Embeddings in the plane, each map started from the one before, so that points move no more
+    than they must.
+
+    Args:
+        frames: caption -> (n, D), the same n examples in each; normalised here.
+        method: "tsne" (scikit-learn's) or "umap" (where umap-learn is installed).
+        seed: of what either draws.
+
+    Returns:
+        caption -> (n, 2) array.
+
+    Raises:
+        ValueError: another method. ImportError: UMAP without umap-learn.
+    """
+    if method not in ("tsne", "umap"):
+        raise ValueError(f"method={method!r} is not one of tsne, umap")
+    maps, start = {}, None
+    for caption, embeddings in frames.items():
+        unit = F.normalize(embeddings.float(), dim=1).cpu().numpy()
+        start = maps[caption] = _mapper(method, start, seed, len(unit)).fit_transform(unit)
+    return maps
+
+
+def _mapper(method: str, start, seed: int, n: int):
+    """What makes one map of n points, from the map before if there is one."""
+    options = {"metric": "cosine", "random_state": seed}
+    if method == "tsne":
+        from sklearn.manifold import TSNE
+
+        # exaggeration would scatter the map before
+        begin = {"init": "pca"} if start is None else {"init": start, "early_exaggeration": 1.0}
+        return TSNE(perplexity=min(30.0, (n - 1) / 3), **options | begin)
+    try:
+        import umap
+    except ImportError as error:
+        raise ImportError('method="umap" needs umap-learn: pip install umap-learn') from error
+    return umap.UMAP(init="spectral" if start is None else start, **options)
+
+
+def image_map(panels: dict, images):
+    """Images at their places in the plane, a panel a map.
+
+    Args:
+        panels: title -> (n, 2).
+        images: (n, C, H, W) uint8.
+    """
+    width = SIZE["wide"][0]
+    figure, axes = _subplots(1, len(panels), figsize=(width, width / len(panels)), squeeze=False)
+    for axis, (title, points) in zip(axes[0], panels.items(), strict=True):
+        axis.scatter(*points.T, s=0)  # the pictures do not stretch the axes
+        for image, (x, y) in zip(images, points, strict=True):
+            _picture(axis, image, x, y, 0.8)
+        axis.set(title=title, xticks=[], yticks=[])
+        axis.grid(False)
+    return figure
+
+
+def film(frames: dict, labels, classes: list[str], images=None):
+    """Points in the plane, a colour and a shape a class; several maps are frames with a slider. It
+    works in a rendered page; there the image of a point appears beside the pointer, elsewhere its
+    class.
 
     Args:
         frames: caption of the frame -> (n, 2).
         labels: (n,), as numbers from 0.
         classes: their names.
+        images: (n, C, H, W) uint8, for the cards; None shows names alone.
     """
     from plotly import express
 
@@ -645,10 +726,92 @@ def film(frames: dict, labels, classes: list[str]):
         for frame, points in frames.items()
         for i, ((x, y), c) in enumerate(zip(points.tolist(), labels.tolist(), strict=True))
     ]
+    moving = {"animation_frame": "frame", "animation_group": "image"} if len(frames) > 1 else {}
     shown = express.scatter(
-        rows, "x", "y", color="class", animation_frame="frame", animation_group="image", height=520
+        rows,
+        "x",
+        "y",
+        color="class",
+        symbol="class",
+        hover_name="class",
+        hover_data={"x": False, "y": False, "class": False, "frame": False, "image": False},
+        custom_data=["image"],
+        height=520,
+        **moving,
     )
+    shown.update_layout(showlegend=len(classes) <= 10)
     reach = 1.05 * max(abs(points).max() for points in frames.values())
     for axis in (shown.update_xaxes, shown.update_yaxes):
         axis(range=[-reach, reach], visible=False)
-    return interactive(shown)
+    return interactive(shown, None if images is None else _cards(images))
+
+
+def _cards(images) -> str:
+    """The script that shows a point's image: all images in one picture, as a data URI."""
+    count, _, height, width = images.shape
+    columns = math.ceil(math.sqrt(count))
+    filled = {
+        "SPRITE": "data:image/png;base64," + base64.b64encode(_sprite(images, columns)).decode(),
+        "COLUMNS": str(columns),
+        "WIDTH": str(width),
+        "HEIGHT": str(height),
+    }
+    script = Path(__file__).with_name("cards.js").read_text()
+    return re.sub("|".join(filled), lambda found: filled[found[0]], script)
+
+
+def _sprite(images, columns: int) -> bytes:
+    """Images (n, C, H, W) uint8, `columns` in a row, as one PNG; grey ones inverted, ink dark on
+    paper."""
+    if images.shape[1] == 1:
+        images = (255 - images).expand(-1, 3, -1, -1)
+    grid = make_grid(images, nrow=columns, padding=0)
+    file = io.BytesIO()
+    mpl.image.imsave(file, grid.permute(1, 2, 0).numpy(), format="png")
+    return file.getvalue()
+
+
+def similarity_distributions(panels: dict):
+    """How similar positives are and how similar negatives, a panel a space.
+
+    Args:
+        panels: title -> similarities of the positive pairs and of the negative pairs, (P,), (N,).
+    """
+    figure, axes = _subplots(
+        1, len(panels), figsize=SIZE["wide"], sharex=True, sharey=True, squeeze=False
+    )
+    for axis, (title, pairs) in zip(axes[0], panels.items(), strict=True):
+        for kind, similarity in zip(("positive", "negative"), pairs, strict=True):
+            axis.hist(
+                similarity,
+                bins=torch.linspace(-1, 1, 81).tolist(),
+                density=True,
+                histtype="stepfilled",
+                facecolor=(COLOUR[kind], 0.35),
+                edgecolor=COLOUR[kind],
+                linestyle="-" if kind == "positive" else "--",
+                label=f"{kind} pairs",
+            )
+        axis.set(title=title, xlabel="similarity $s$", xlim=(-1, 1))
+    axes[0, 0].set_ylabel("density")
+    axes[0, 0].legend(loc="upper left")
+    return figure
+
+
+def mixture_neighbours(mixtures, lams, found, whose, similarity):
+    """A mixed example on its way from one parent to the other, and what lies near it: blue frames
+    are of the first parent's class, orange of the second's, grey of neither.
+
+    Args:
+        mixtures: the mixed images, a row each, (q, C, H, W) uint8.
+        lams: share of the first parent in each, (q,).
+        found: the nearest images, most similar first, (q, k, C, H, W) uint8.
+        whose: 0 and 1 for the first and the second parent's class, -1 for neither, (q, k).
+        similarity: (q, k), written below each.
+    """
+    colours = {0: COLOUR["positive"], 1: COLOUR["negative"], -1: "#c4c7ca"}
+    frames = [[colours[int(of)] for of in row] for row in whose]
+    figure, axes = _neighbour_grid(mixtures, found, frames, similarity)
+    for axis, lam in zip(axes[:, 0], lams, strict=True):
+        axis.set_title(rf"$\lambda$ = {float(lam):g}", fontsize="small")
+    return figure

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 from dml import analysis, data, evaluate, losses, mixing_methods, mixup, model, proxygml
@@ -53,6 +54,7 @@ class Config:
     proxy_lr_factor: float = 100.0  # proxies learn faster: each sees few gradients
     weight_decay: float = 1e-4
     adam_eps: float = 1e-8  # large, it turns Adam towards plain gradient descent
+    warmup: int = 0  # first epochs, in which the backbone waits for the head and the proxies
     schedule: str = "cosine"  # down to zero, or "step"
     lr_step: int = 10  # epochs between two steps
     lr_gamma: float = 0.1  # factor of a step
@@ -66,6 +68,9 @@ class Config:
     seed: int = 0  # of weights, batches, mixing; equal seeds see equal batches
     device: str = "auto"  # the GPU where there is one
     precision: str = "float32"  # of the network; the loss is always computed in float32
+    channels_last: bool = False  # order of feature maps in memory: faster convolutions on a GPU
+    compile: bool = False  # torch.compile of the backbone: minutes first, faster steps then
+    accumulate: int = 1  # parts of a batch that pass the backbone in turn, to save memory
     workers: int = 0  # processes that decode images
     root: str | None = None  # folder of the data sets; None is datasets/ of the project
     profile: str = "paper"  # the size of the run, part of its name: paper, or smoke
@@ -85,9 +90,17 @@ class Config:
             value = getattr(self, name)
             if value not in valid:
                 raise ValueError(f"{name}={value!r} is not one of: {', '.join(valid)}")
-        for name in ("epochs", "batch_size", "embedding_size", "lr", "alpha", "eval_every"):
+        positive = ("epochs", "batch_size", "embedding_size", "lr", "alpha", "eval_every")
+        for name in (*positive, "accumulate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.warmup < self.epochs:
+            raise ValueError(f"warmup={self.warmup} must be 0 to {self.epochs - 1}, below epochs")
+        if self.accumulate > 1 and not self.frozen_bn:
+            raise ValueError(
+                f"accumulate={self.accumulate} needs frozen_bn=True: batch norm would take the "
+                "statistics of a part of the batch"
+            )
         if not all(c.isalnum() or c in "_.=" for c in self.tag):
             raise ValueError(
                 f"tag={self.tag!r}: letters, digits, '_', '.' and '=' only, it names a folder"
@@ -177,7 +190,12 @@ def build(config: Config, sets: data.Sets, device: torch.device) -> Parts:
     images, _ = sets.train[0]
     network = model.EmbeddingModel(
         config.backbone, config.embedding_size, images.shape[0], config.weights
-    ).to(device)
+    ).to(device, memory_format=memory_format(config))
+    if config.compile:
+        network.features = torch.compile(network.features)
+    if config.accumulate > 1:
+        part = math.ceil(config.batch_size / config.accumulate)
+        network.features = in_parts(network.features, part)
     clean = losses.build(
         config.loss, len(sets.train.classes), config.embedding_size, OTHERS, **config.loss_options
     )
@@ -224,6 +242,33 @@ def build(config: Config, sets: data.Sets, device: torch.device) -> Parts:
     return Parts(network, criterion, miner, optimizer, schedule, scaler, rng)
 
 
+def memory_format(config: Config) -> torch.memory_format:
+    """The order in memory that the run has its images and feature maps in."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
+
+
+def in_parts(features: Callable[[Tensor], Tensor], size: int) -> Callable[[Tensor], Tensor]:
+    """`features` of a batch, `size` images at a time, in the memory of one part.
+
+    A sum of gradients over parts of the batch (gradient accumulation) would change what is learnt:
+    a metric-learning loss compares every image with every other. Here the loss sees the whole
+    batch. Forward keeps the feature maps alone; backward runs each part again and goes through it,
+    one after the other, as gradient caching (Gao et al., 2021) does, for one more forward pass.
+    Mixed images pass in parts as well.
+
+    Args:
+        features: (B, C, H, W) -> (B, F, h, w), each image by itself: batch norm must be frozen.
+        size: images of a part.
+    """
+
+    def parts(inputs: Tensor) -> Tensor:
+        return torch.cat(
+            [recomputed(features, part, use_reentrant=False) for part in inputs.split(size)]
+        )
+
+    return parts
+
+
 def steps(
     config: Config, parts: Parts, batches, device: torch.device, bar: tqdm
 ) -> Iterator[tuple[Tensor, int]]:
@@ -244,6 +289,7 @@ def steps(
             device.type, PRECISIONS[config.precision], config.precision != "float32"
         ):
             inputs = network.prepare(images)  # (B, C, H, W)
+            inputs = inputs.contiguous(memory_format=memory_format(config))
             maps = network.features(inputs)  # (B, F, h, w), the one pass through the backbone
             embeddings = network.head(network.pool(maps))  # (B, D)
             mined = parts.miner(embeddings, labels) if parts.miner else None
@@ -340,6 +386,7 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
     ) as bar:
         for epoch in range(len(history), config.epochs):
             batches.set_epoch(epoch)
+            parts.network.backbone.requires_grad_(epoch >= config.warmup)
             start = time.perf_counter()
             results = list(steps(config, parts, batches, device, bar))
             row = {

@@ -1,12 +1,15 @@
 """Laws of training: equal seeds, equal runs; stopping loses nothing; every parameter counts."""
 
 import ast
+import copy
 import dataclasses
 import inspect
+import shutil
 
 import papermill
 import pytest
 import torch
+from tqdm import tqdm
 
 from dml import data, runs, train
 
@@ -36,6 +39,21 @@ def measured(outcome):
     return outcome["metrics"], rows
 
 
+def stop_after(epochs, settings, sets, checkpoint):
+    """A run that is interrupted after some epochs; its checkpoint stays."""
+    save, count = train._save, []
+
+    def counting(*args):
+        save(*args)
+        count.append(1)
+        if len(count) == epochs:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "_save", counting)
+        train.fit(settings, sets, checkpoint)
+
+
 @pytest.mark.parametrize("mix", train.MIXES)
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(sets, mix):
     first, second, other = (
@@ -46,21 +64,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(sets, mix):
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "multi_similarity", "proxy_anchor", "proxy_nca"])
-def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(sets, loss, tmp_path, monkeypatch):
+def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(sets, loss, tmp_path):
     whole = config(loss=loss, mix="feature", epochs=3)
     expected = measured(train.fit(whole, sets)[1])
-    save, count = train._save, []
-
-    def stop_after_the_second(*args):
-        save(*args)
-        count.append(1)
-        if len(count) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "_save", stop_after_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        train.fit(whole, sets, tmp_path / "checkpoint.pt")
-    monkeypatch.undo()
+    stop_after(2, whole, sets, tmp_path / "checkpoint.pt")
     torch.manual_seed(99)  # whatever the process did in between
     assert measured(train.fit(whole, sets, tmp_path / "checkpoint.pt")[1]) == expected
 
@@ -85,12 +92,93 @@ def test_the_last_epoch_is_the_headline_and_the_best_is_named_for_what_it_is(set
     assert "test" in metrics["best"]["selected_by"]
 
 
-def test_mixed_precision_learns_the_same_within_its_precision(sets):
-    full, half = (
-        train.fit(config(precision=precision, epochs=1), sets)[1]["history"][0]["loss"]
-        for precision in ("float32", "bfloat16")
+def first_step(sets, **more):
+    """Loss and gradient of the first step of a run, the gradient as one vector."""
+    more |= {"loss": "contrastive"}  # the exponentials of others magnify what is rounded
+    settings = config(positives=1, frozen_bn=True, batch_size=20, images_per_class=4, **more)
+    device = torch.device("cpu")
+    parts = train.build(settings, sets, device)
+    batches = data.loader(sets.train, settings.batch_size, settings.images_per_class, train=True)
+    again = [next(iter(batches))] * 20  # float16 halves its scale until nothing overflows
+    start = parts.rng.bit_generator.state
+    for value, _ in train.steps(settings, parts, again, device, tqdm(disable=True)):
+        gradient = torch.cat([p.grad.flatten() for p in parts.network.parameters()])
+        if gradient.isfinite().all():
+            return value, gradient
+        parts.rng.bit_generator.state = start
+
+
+SWITCHES = [
+    ({"channels_last": True}, 1e-4),
+    ({"accumulate": 3}, 1e-4),
+    ({"precision": "bfloat16"}, 0.1),  # 8 bits of precision
+    ({"precision": "float16"}, 0.01),  # 11 bits
+]
+
+
+@pytest.mark.parametrize("mix", train.MIXES)
+@pytest.mark.parametrize("switch, error", SWITCHES, ids=lambda value: str(value))
+def test_a_switch_does_not_change_what_is_learnt(sets, mix, switch, error):
+    plain_loss, plain = first_step(sets, mix=mix)
+    loss, gradient = first_step(sets, mix=mix, **switch)
+    assert loss == pytest.approx(plain_loss, rel=error)
+    assert (gradient - plain).norm() < error * plain.norm()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiling_does_not_change_what_is_learnt(sets):
+    plain_loss, plain = first_step(sets, mix="feature")
+    loss, gradient = first_step(sets, mix="feature", compile=True)
+    assert loss == pytest.approx(plain_loss, rel=1e-4)
+    assert (gradient - plain).norm() < 1e-4 * plain.norm()
+
+
+def test_switches_together_learn_the_same_over_an_epoch(sets):
+    settings = config(epochs=1, mix="none", frozen_bn=True)
+    switched = dataclasses.replace(settings, channels_last=True, accumulate=4)
+    plain, switched = (
+        train.fit(each, sets)[1]["history"][0]["loss"] for each in (settings, switched)
     )
-    assert half == pytest.approx(full, rel=0.1)
+    assert switched == pytest.approx(plain, rel=1e-3)
+
+
+def test_in_warmup_the_head_and_the_proxies_learn_alone(sets):
+    settings = config(loss="proxy_anchor", mix="feature", warmup=1, epochs=2)
+    start = train.build(settings, sets, torch.device("cpu"))
+    before = [copy.deepcopy(m.state_dict()) for m in (start.network, start.criterion)]
+    epochs, steps = [], train.steps
+
+    def watched(config, parts, *args):
+        yield from steps(config, parts, *args)
+        epochs.append([copy.deepcopy(m.state_dict()) for m in (parts.network, parts.criterion)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "steps", watched)
+        train.fit(settings, sets)
+    weights = [name for name, _ in start.network.backbone.named_parameters(prefix="backbone")]
+    (warm, warm_proxies), (after, _) = epochs
+    assert all(torch.equal(before[0][name], warm[name]) for name in weights)
+    assert not any(torch.equal(warm[name], after[name]) for name in weights)
+    assert not torch.equal(before[0]["embedding.weight"], warm["embedding.weight"])
+    assert all(not torch.equal(old, warm_proxies[name]) for name, old in before[1].items())
+
+
+def test_a_run_stopped_in_warmup_ends_as_if_it_had_not_been_stopped(sets, tmp_path):
+    settings = config(warmup=2, epochs=4, mix="none")
+    expected = measured(train.fit(settings, sets)[1])
+    stop_after(2, settings, sets, tmp_path / "checkpoint.pt")
+    assert measured(train.fit(settings, sets, tmp_path / "checkpoint.pt")[1]) == expected
+
+
+def test_the_step_schedule_is_torchs(sets):
+    settings = config(schedule="step", lr_step=2, lr_gamma=0.5, epochs=5)
+    history = train.fit(settings, sets)[1]["history"]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=settings.lr)
+    theirs = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    for row in history:
+        assert row["lr"] == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(sets):
@@ -130,6 +218,8 @@ def test_equal_seeds_see_equal_batches_whatever_the_method(sets):
         ({"epochs": 2.5}, r"epochs=2.5 must be int, not float"),
         ({"epochs": True}, r"epochs=True must be int, not bool"),
         ({"epochs": 0}, r"epochs must be positive"),
+        ({"warmup": 2}, r"warmup=2 must be 0 to 1, below epochs"),
+        ({"accumulate": 2}, r"accumulate=2 needs frozen_bn=True"),
         ({"lr": "fast"}, r"lr='fast' must be float"),
         ({"tag": "a/b"}, r"tag='a/b'"),
         ({"miner_epsilon": 0.1, "loss": "contrastive"}, r"miner_epsilon"),
@@ -179,6 +269,7 @@ def test_the_notebook_has_every_parameter_with_its_type_reason_and_default():
         {"proxy_lr_factor": 1.0, "loss": "proxy_anchor"},
         {"weight_decay": 0.1},
         {"schedule": "step"},
+        {"warmup": 1},
         {"clip_value": 1e-4},
         {"batch_size": 20},
         {"images_per_class": 25},

@@ -370,6 +370,10 @@ def forest(rows, xlabel: str = "points of Recall@1 beside the baseline of the sa
             `label`.
         xlabel: what the differences are.
     """
+    if not len(rows):
+        figure, axis = _subplots(figsize=SIZE["small"])
+        axis.text(0.5, 0.5, "no runs yet", ha="center", transform=axis.transAxes)
+        return figure
     labels, heights, y = [], [], 0.0
     for i, row in enumerate(rows.to_dict("records")):
         if i and row["group"] != rows["group"].iloc[i - 1]:
@@ -703,8 +707,8 @@ def image_map(panels: dict, images):
         axis.scatter(*points.T, s=0)  # the pictures do not stretch the axes
         for image, (x, y) in zip(images, points, strict=True):
             _picture(axis, image, x, y, 0.8)
-        axis.set(title=title, xticks=[], yticks=[])
-        axis.grid(False)
+        axis.set_title(title)
+        axis.axis("off")
     return figure
 
 
@@ -777,9 +781,7 @@ def similarity_distributions(panels: dict):
     Args:
         panels: title -> similarities of the positive pairs and of the negative pairs, (P,), (N,).
     """
-    figure, axes = _subplots(
-        1, len(panels), figsize=SIZE["wide"], sharex=True, sharey=True, squeeze=False
-    )
+    figure, axes = _subplots(1, len(panels), figsize=SIZE["wide"], sharex=True, squeeze=False)
     for axis, (title, pairs) in zip(axes[0], panels.items(), strict=True):
         for kind, similarity in zip(("positive", "negative"), pairs, strict=True):
             axis.hist(

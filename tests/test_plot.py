@@ -7,6 +7,7 @@ import re
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.offsetbox import AnnotationBbox
@@ -135,3 +136,9 @@ def test_neighbours_of_a_mixture_are_framed_by_whose_class_they_are():
         for column, axis in enumerate(line[1:]):
             edge = mpl.colors.to_hex(axis.spines["left"].get_edgecolor())
             assert edge == colours[whose[row, column].item()]
+
+
+def test_a_comparison_without_runs_says_so():
+    rows = pd.DataFrame(columns=["mix", "seeds", "mean", "std", "low", "high", "group", "label"])
+    (axis,) = plot.forest(rows).axes
+    assert axis.texts[0].get_text() == "no runs yet"

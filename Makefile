@@ -39,6 +39,9 @@ results: .venv/.installed ## make tables and figures anew from the records in re
 	$(BIN)/python -m pytest tests/test_parity.py --parity results/parity.csv
 	$(BIN)/python -m dml.runs results
 
+bench: export MALLOC_TRIM_THRESHOLD_ = 17179869184
+bench: export MALLOC_TOP_PAD_ = 268435456
+bench: export MALLOC_MMAP_THRESHOLD_ = 4294967296
 bench: .venv/.installed ## measure costs, each beside the library that people know
 	$(BIN)/python benchmarks/losses.py --out results/benchmarks/losses.csv
 	$(BIN)/python benchmarks/steps.py --out results/benchmarks/steps.csv

@@ -11,9 +11,11 @@ import jupytext
 import nbformat
 import papermill
 import pytest
+import torch
 from bs4 import BeautifulSoup
+from matplotlib.colors import to_rgba
 
-from dml import runs
+from dml import analysis, losses, plot, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -67,13 +69,8 @@ def test_every_figure_has_a_caption_a_name_and_an_alternative_text(chapter):
 
 @pytest.mark.parametrize("chapter", [name for name in CHAPTERS if name != TRAINING])
 def test_chapter_runs_and_shows_each_figure_once(chapter, tmp_path):
-    book = notebook(chapter)
-    for cell in book.cells:  # those that only JupyterLab runs, too
-        tags = cell.metadata.get("tags", [])
-        cell.metadata["tags"] = [tag for tag in tags if tag != "skip-execution"]
-    nbformat.write(book, tmp_path / "all.ipynb")
     executed = papermill.execute_notebook(
-        tmp_path / "all.ipynb",
+        BOOK / f"{chapter}.ipynb",
         tmp_path / "executed.ipynb",
         cwd=BOOK,
         kernel_name="python3",
@@ -82,6 +79,26 @@ def test_chapter_runs_and_shows_each_figure_once(chapter, tmp_path):
     for cell in executed.cells:
         outputs = [output.get("data", {}) for output in cell.get("outputs", [])]
         assert sum("image/svg+xml" in data or "image/png" in data for data in outputs) <= 1
+
+
+def test_the_knobs_of_jupyterlab_draw_what_attracts():
+    (cell,) = [
+        cell
+        for cell in notebook("04_positivity").cells
+        if "skip-execution" in cell.metadata.get("tags", [])
+    ]
+    z = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    here = {"z": z, "image_labels": torch.arange(20) // 5}
+    exec("from dml import analysis, losses, plot", here)
+    exec(cell.source, here)
+    (axis,) = here["measured"](lam=0.3, beta=10, gamma=20, margin=0.1, alone=True).axes
+    blue = to_rgba(plot.COLOUR["positive"])
+    heights = [(bar.get_height(), bar.get_facecolor() == blue) for bar in axis.patches]
+    drawn = sum(h for h, attracts in heights if attracts) / sum(h for h, _ in heights)
+    loss = losses.multi_similarity(beta=10, gamma=20, margin=0.1)
+    found = analysis.positivity(loss, z, here["image_labels"], 0.3, alone=True)
+    assert drawn == pytest.approx(found.measured)
+    assert 0 < drawn < 1
 
 
 # -- The build, tried on a book of one page --------------------------------------------------

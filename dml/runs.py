@@ -47,6 +47,12 @@ def checkpoint(run_id: str) -> Path:
     return folder(run_id) / "checkpoint.pt"
 
 
+def drop_checkpoints(run_id: str) -> None:
+    """Remove the state of a stopped run, and what a kill left half-written of it."""
+    for path in folder(run_id).glob("checkpoint*"):
+        path.unlink()
+
+
 # -- Records --
 
 
@@ -61,7 +67,7 @@ def write(config: train.Config, outcome: dict) -> dict:
     write_json(
         path, {"id": config.id, "config": dataclasses.asdict(config), **outcome, **provenance()}
     )
-    checkpoint(config.id).unlink(missing_ok=True)
+    drop_checkpoints(config.id)
     return read(path)
 
 
@@ -374,8 +380,8 @@ def execute(recipe_name: str, overrides: dict, force: bool = False) -> dict:
 
     config = configure(recipe_name, overrides)
     if force:
-        for name in ("record.json", "checkpoint.pt"):
-            (folder(config.id) / name).unlink(missing_ok=True)
+        (folder(config.id) / "record.json").unlink(missing_ok=True)
+        drop_checkpoints(config.id)
     if finished(config) is None:
         folder(config.id).mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import random
 import time
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -355,8 +358,8 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
     Args:
         config: the run.
         sets: from `load`.
-        checkpoint: a file that is written after each epoch and continued from where it exists; None
-            keeps none.
+        checkpoint: a file that is written after each epoch and continued from where it exists, or
+            from the one before it where it is damaged; None keeps none.
 
     Returns:
         The trained parts (`network`, `criterion` with its proxies), and a dict: `metrics` ("last"
@@ -376,8 +379,8 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
         seed=config.seed,
     )
     history: list[dict] = []
-    if checkpoint is not None and checkpoint.exists():
-        history = _resume(checkpoint, config, parts, device)
+    if checkpoint is not None and (state := _newest_whole(checkpoint, device)):
+        history = _resume(state, config, parts, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     total = config.epochs * len(batches)
@@ -474,17 +477,45 @@ def _save(
         state["cuda"] = torch.cuda.get_rng_state(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)  # atomic: a reader sees the old state or the new one
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        path.replace(previous(path))
+    partial.replace(path)  # atomic: a reader sees a whole state at every moment
 
 
-def _resume(path: Path, config: Config, parts: Parts, device: torch.device) -> list[dict]:
-    state = torch.load(path, map_location=device, weights_only=True)
+def previous(path: Path) -> Path:
+    """The checkpoint before the one at `path`, which is kept in case that one is damaged."""
+    return path.with_suffix(".previous.pt")
+
+
+def _newest_whole(path: Path, device: torch.device) -> dict | None:
+    """The newest state that is whole, or None where there is none: the run then starts anew.
+
+    Warns:
+        UserWarning: a checkpoint that is damaged.
+    """
+    for file in filter(Path.exists, (path, previous(path))):
+        try:
+            with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
+                culprit = archive.testzip()
+            if culprit is None:
+                return torch.load(file, map_location=device, weights_only=True)
+        except zipfile.BadZipFile as error:
+            culprit = error
+        warnings.warn(f"{file} is damaged ({culprit}): going on from before it", stacklevel=3)
+    return None
+
+
+def _resume(state: dict, config: Config, parts: Parts, device: torch.device) -> list[dict]:
     ours = dataclasses.asdict(config)
     other = [key for key in ours if state["config"].get(key) != ours[key]]
     if other:
         raise ValueError(
-            f"{path} is of a run with another {', '.join(other)}: remove it or give this run a tag"
+            f"the checkpoint of {config.id} is of a run with another {', '.join(other)}: remove "
+            "it or give this run a tag"
         )
     for name in _STATEFUL:
         getattr(parts, name).load_state_dict(state[name])

@@ -4,8 +4,13 @@ import ast
 import copy
 import dataclasses
 import inspect
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 
+import numpy as np
 import papermill
 import pytest
 import torch
@@ -76,6 +81,70 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(sets, tmp_path):
     train.fit(config(epochs=1), sets, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="another lr"):
         train.fit(config(epochs=1, lr=1e-4), sets, tmp_path / "checkpoint.pt")
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "cut short":
+        content = content[: len(content) // 2]
+    elif how == "empty":
+        content = b""
+    else:  # one bit, in the middle of the weights
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut short", "empty", "one bit"])
+@pytest.mark.parametrize("both", [False, True], ids=["the last", "both"])
+def test_of_damaged_checkpoints_the_newest_whole_one_is_gone_on_from(sets, tmp_path, how, both):
+    settings, path = config(epochs=4, mix="none"), tmp_path / "checkpoint.pt"
+    expected = measured(train.fit(settings, sets)[1])
+    stop_after(3, settings, sets, path)
+    for file in (path, train.previous(path))[: 1 + both]:
+        damage(file, how)
+    with pytest.warns(UserWarning, match=r"checkpoint.*pt is damaged"):
+        outcome = train.fit(settings, sets, path)[1]
+    assert measured(outcome) == expected
+
+
+def run(settings, folder):
+    """A run with its record, as the notebook makes it: what `kill` kills."""
+    torch.set_num_threads(1)
+    os.environ["DML_RESULTS"] = folder
+    if runs.finished(settings) is None:
+        sets = train.load(settings)
+        runs.write(settings, train.fit(settings, sets, runs.checkpoint(settings.id))[1])
+
+
+def test_a_run_killed_at_random_moments_has_the_record_of_an_uninterrupted_one(
+    tmp_path, monkeypatch
+):
+    settings = config(epochs=6, images_per_class=None, loss="proxy_anchor")
+    context = multiprocessing.get_context("forkserver")  # imports torch once, not at each start
+    context.set_forkserver_preload(["tests.test_train"])
+
+    def live(folder, seconds=None):
+        process = context.Process(target=run, args=(settings, str(tmp_path / folder)))
+        start = time.perf_counter()
+        process.start()
+        process.join(seconds)
+        process.kill()
+        process.join()
+        return process.exitcode, time.perf_counter() - start
+
+    live("whole", 0)  # the first start takes the imports
+    code, whole = live("whole")
+    assert code == 0
+    moments = [*np.random.default_rng().uniform(0, 0.5 * whole, size=5), None]
+    codes = [live("killed", moment)[0] for moment in moments]
+    assert codes[0] == -signal.SIGKILL and codes[-1] == 0
+    records = []
+    for folder in ("whole", "killed"):
+        monkeypatch.setenv("DML_RESULTS", str(tmp_path / folder))
+        records.append(runs.finished(settings))
+        assert [path.name for path in runs.folder(settings.id).iterdir()] == ["record.json"]
+    assert measured(records[0]) == measured(records[1])
+    assert records[0]["config"] == records[1]["config"]
 
 
 def test_training_lowers_the_loss(sets):

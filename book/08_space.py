@@ -11,12 +11,12 @@
 # # What mixup does to the space can be measured and seen
 #
 # Recall@K says whether the right neighbour came first. It does not say what the space
-# looks like: whether classes are tight, whether the sphere is used, whether the training
-# images reach where the test images lie. By the end of this page you will have five
-# numbers that do, pictures of the same things, and a comparison of spaces trained with
-# and without mixing, over as many seeds as there are records.
+# looks like: whether classes are tight, whether the sphere is used, whether the
+# training images reach where the test images lie. By the end of this page you will have
+# five numbers that do, pictures of the same things, and a comparison of spaces trained
+# with and without mixing, over as many seeds as there are records.
 #
-# > We also introduce a new metric — utilization — to demonstrate that by mixing examples
+# > We also introduce a new metric—utilization—to demonstrate that by mixing examples
 # > during training, we are exploring areas of the embedding space beyond the training
 # > classes, thereby improving representations.
 # >
@@ -67,8 +67,8 @@ tag: str = "methods"  # of the records in the table
 #
 # All three are better when lower, but not at any price: one point has perfect alignment
 # and the worst uniformity. The spectral decay and the ratio of distances within and
-# between classes are of {cite:t}`roth2020revisiting`: the first is 0 where all directions
-# are used alike, the second is small where classes are tight and far apart.
+# between classes are of {cite:t}`roth2020revisiting`: the first is 0 where all
+# directions are used alike, the second is small where classes are tight and far apart.
 #
 # No pair need be made for alignment, since the squared distances of a class follow from
 # the sum of its members; utilization goes through the distances in blocks and keeps one
@@ -96,8 +96,8 @@ assert abs(known["alignment"]) < 1e-9 and abs(known["utilization"]) < 1e-6
 #
 # The small network on a part of glyphs, {glue:text}`epochs` epochs of
 # {glue:text}`loss`: once without mixing and once with {glue:text}`method`. Equal seeds
-# give equal weights and equal batches. After each epoch a few test classes are embedded,
-# for the maps below.
+# give equal weights and equal batches. After each epoch a few test classes are
+# embedded, for the maps below.
 
 # %%
 sets = data.load("glyphs", classes=classes, size=size)
@@ -140,9 +140,9 @@ one_seed = pd.DataFrame(rows).T
 one_seed.style.format("{:.2f}")
 
 # %% [markdown]
-# One seed is an anecdote; the table over seeds is further down. The untrained network is
-# the lesson here: its alignment and utilization are excellent, since it maps everything
-# to nearly the same place, and its uniformity shows it.
+# One seed is an anecdote; the table over seeds is further down. The untrained network
+# is the lesson here: its alignment and utilization are excellent, since it maps
+# everything to nearly the same place, and its uniformity shows it.
 #
 # ## Positives and negatives
 #
@@ -186,8 +186,8 @@ maps = plot.plane(
 plot.image_map(maps, some.images)
 
 # %% [markdown]
-# The same with {glue:text}`method`, epoch by epoch. Press play or move the slider; in the
-# rendered page, the image under the pointer is shown beside it.
+# The same with {glue:text}`method`, epoch by epoch. Press play or move the slider; in
+# the rendered page, the image under the pointer is shown beside it.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The test images' map while the network trains with mixing.", "name": "fig-space-film"}, "image": {"alt": "A scatter plot with a slider over epochs, a colour and a shape a class; classes draw together."}}
 kept = sorted({0, 1, epochs // 2, epochs})
@@ -234,9 +234,9 @@ plot.neighbours(
 #
 # ## What lies between two images
 #
-# Mix two test images of two classes, from one to the other, embed each mixture, and look
-# who is near. If the network interpolated as mixing asks, the neighbours would be of
-# the first class, then of both, then of the second, and of no third.
+# Mix two test images of two classes, from one to the other, embed each mixture, and
+# look who is near. If the network interpolated as mixing asks, the neighbours would be
+# of the first class, then of both, then of the second, and of no third.
 
 # %%
 pictures, labels = sets.query.images, sets.query.labels
@@ -267,8 +267,8 @@ glue("method", runs.METHODS[mix], display=False)
 glue("shown", shown_classes, display=False)
 
 # %% [markdown]
-# Of the neighbours of the three true mixtures, {glue:text}`third` are of neither class; of
-# the two parents', {glue:text}`third-ends`.
+# Of the neighbours of the three true mixtures, {glue:text}`third` are of neither class;
+# of the two parents', {glue:text}`third-ends`.
 #
 # ## Over seeds
 #
@@ -324,18 +324,18 @@ glue("with-recall", with_recall, display=False)
 # {glue:text}`space-verdict`
 #
 # Which of the numbers goes with Recall@1? Correlations of ranks over methods, within
-# losses: {glue:text}`with-recall`. A handful of methods on one data set; it describes these
-# runs and no law.
+# losses: {glue:text}`with-recall`. A handful of methods on one data set; it describes
+# these runs and no law.
 #
 # ## What we saw
 #
-# Alignment and utilization alone are fooled by a space that has collapsed, so the numbers
-# belong together. Pictures explain and do not prove: maps depend on their method and seed,
-# and a query can be found for every claim. {glue:text}`space-verdict`
+# Alignment and utilization alone are fooled by a space that has collapsed, so the
+# numbers belong together. Pictures explain and do not prove: maps depend on their
+# method and seed, and a query can be found for every claim. {glue:text}`space-verdict`
 #
 # ## Exercises
 #
-# 1. Set `mix="input"`. Do the mixtures of {numref}`fig-between` have fewer neighbours of a
-#    third class?
+# 1. Set `mix="input"`. Do the mixtures of {numref}`fig-between` have fewer neighbours
+#    of a third class?
 # 2. Compute the five numbers of raw pixels. Which of them would you have believed?
 # 3. Set `epochs=30`. Does utilization on test classes fall, or does alignment?

@@ -238,8 +238,9 @@ def gains(
     twice = table[table["mix"] == "none"].duplicated(keys)
     if twice.any():
         raise ValueError(f"two baselines: {table['id'][twice.index[twice]].iloc[0]} is the second")
-    baseline = table[table["mix"] == "none"].set_index(keys)[metric].rename("baseline")
-    mixed = table[table["mix"] != "none"].join(baseline, on=keys, how="inner")
+    baseline = table[table["mix"] == "none"][[*keys, metric]]
+    baseline = baseline.rename(columns={metric: "baseline"})
+    mixed = table[table["mix"] != "none"].merge(baseline, on=keys)
     mixed["difference"] = 100 * (mixed[metric] - mixed["baseline"])
     groups = mixed.groupby(list(by), sort=False)["difference"]
     rows = groups.agg(seeds="size", mean="mean", std="std").reset_index()

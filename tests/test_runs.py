@@ -106,6 +106,10 @@ def test_no_records_make_an_empty_table():
     assert len(runs.load(dataset="glyphs")) == 0
 
 
+def test_no_records_make_no_differences():
+    assert not len(runs.gains(runs.load(tag="methods")))
+
+
 @pytest.mark.parametrize("name", runs.recipe_names())
 def test_every_recipe_is_a_valid_configuration(name):
     config, path = runs.configure(name, {}), runs.RECIPES / f"{name}.yaml"

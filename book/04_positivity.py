@@ -34,6 +34,7 @@ plot.use_style()
 
 # %% tags=["parameters"]
 classes: int = 150  # of glyphs, half of them to train on
+size: int = 16  # pixels
 epochs: int = 10  # of the short training that each loss gets
 seed: int = 0  # of all that is random
 images_per_class: int = 5  # of the batch that is looked at
@@ -106,7 +107,7 @@ pd.DataFrame(
 # training images.
 
 # %%
-sets = data.load("glyphs", classes=classes)
+sets = data.load("glyphs", classes=classes, size=size)
 batches = data.loader(
     sets.train, images_per_class * batch_classes, images_per_class, train=True, seed=seed
 )
@@ -132,7 +133,7 @@ def curve(network, loss):
 frames, trained = [], {}
 for name in ("contrastive", "multi_similarity", "proxy_anchor"):
     config = train.Config(
-        dataset_options={"classes": classes}, loss=name, mix="none", epochs=epochs,
+        dataset_options={"classes": classes, "size": size}, loss=name, mix="none", epochs=epochs,
         eval_every=epochs, seed=seed, device="cpu",
     )  # fmt: skip
     before = train.build(config, sets, torch.device("cpu"))

@@ -5,9 +5,11 @@ import csv
 import shlex
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from dml import classification, nngk, runs, sweep, train
+from tests.data.test_layouts import cars, cub, inshop, sop  # noqa: F401  (fixtures)
 
 with (Path(__file__).parent / "commands.csv").open() as file:
     COMMANDS = list(csv.DictReader(file))
@@ -164,3 +166,74 @@ def test_the_recipes_of_mbdml_are_its_commands_value_by_value(row):
         config = classification.Config(**recipe)
         assert (config.epochs, config.alpha) == (given.max_epochs, alpha)
         assert config.neighbours == int(given.save_dir.rpartition("=")[2])
+
+
+# -- From a tree in the official layout to a row of the results
+
+TINY = {
+    "backbone": "small",
+    "weights": "none",
+    "embedding_size": 8,
+    "batch_size": 2,
+    "images_per_class": None,
+    "epochs": 1,
+    "warmup": 0,
+    "workers": 0,
+    "k": [1, 2],
+    "device": "cpu",
+    "seed": 0,
+}
+
+
+@pytest.fixture
+def tree(request, tmp_path, monkeypatch):
+    """A tiny tree in the official layout of a data set, and a folder for results of its own."""
+    monkeypatch.setenv("DML_RESULTS", str(tmp_path / "results"))
+    monkeypatch.chdir(runs.ROOT)
+    return TINY | {"root": str(request.getfixturevalue(request.param))}
+
+
+@pytest.mark.filterwarnings("ignore:.*published protocol")
+@pytest.mark.parametrize("tree", DATASETS, indirect=True)
+def test_every_run_of_a_grid_goes_from_images_in_files_to_a_row_of_the_results(tree, request):
+    dataset = request.node.callspec.params["tree"]
+    jobs = sweep.expand(runs.RECIPES / f"grid-metrix-{dataset}.yaml")
+    cells = [(recipe, settings) for recipe, settings in jobs if settings["seed"] == 0]
+    for recipe, settings in cells:
+        config = runs.configure(recipe, settings | tree)
+        outcome = train.fit(config, train.load(config))[1]
+        runs.write(config, outcome)
+    rows = runs.headline()
+    assert set(zip(rows["loss"], rows["mix"], strict=True)) == {key[1:] for key in all_of_metrix()}
+    assert (rows["dataset"] == dataset).all() and rows["recall_at_1"].between(0, 100).all()
+    assert {"recall_at_1", "recall_at_2"} <= set(outcome["metrics"]["last"])
+
+
+@pytest.mark.parametrize(
+    "tree, loss, mix",
+    [
+        ("cub", "contrastive", "feature"),
+        ("cars", "multi_similarity", "input"),
+        ("sop", "proxy_anchor", "embed"),
+        ("inshop", "multi_similarity", "none"),
+    ],
+    indirect=["tree"],
+)
+def test_papermill_leaves_the_record_and_the_executed_notebook_of_a_data_set(
+    tree, loss, mix, request
+):
+    dataset = request.node.callspec.params["tree"]
+    jobs = sweep.expand(runs.RECIPES / f"grid-metrix-{dataset}.yaml")
+    (job,) = [
+        (recipe, settings | tree)
+        for recipe, settings in jobs
+        if settings["seed"] == 0
+        and (settings.get("loss", "multi_similarity"), settings["mix"]) == (loss, mix)
+    ]
+    record = runs.execute(*job)
+    assert (record["config"]["dataset"], record["config"]["loss"]) == (dataset, loss)
+    names = sorted(path.name for path in runs.folder(record["id"]).iterdir())
+    assert names == ["record.json", "training.ipynb"]
+    notebook = nbformat.read(runs.folder(record["id"]) / "training.ipynb", 4)
+    assert any(cell.get("outputs") for cell in notebook.cells)
+    assert runs.load(dataset=dataset)["id"].tolist() == [record["id"]]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
@@ -186,10 +187,19 @@ class Parts:
 
 
 def build(config: Config, sets: data.Sets, device: torch.device) -> Parts:
-    """Network, loss and optimiser of a run. The seed decides every initial weight."""
+    """Network, loss and optimiser of a run. The seed decides every initial weight.
+
+    Raises:
+        ValueError: batch norm that learns, in a group of processes.
+    """
     torch.manual_seed(config.seed)
     random.seed(config.seed)
     rng = np.random.default_rng(config.seed)
+    if dist.is_initialized() and not config.frozen_bn:
+        raise ValueError(
+            "several processes need frozen_bn=True: batch norm would take the statistics of a part "
+            "of the batch"
+        )
     images, _ = sets.train[0]
     network = model.EmbeddingModel(
         config.backbone, config.embedding_size, images.shape[0], config.weights
@@ -199,6 +209,8 @@ def build(config: Config, sets: data.Sets, device: torch.device) -> Parts:
     if config.accumulate > 1:
         part = math.ceil(config.batch_size / config.accumulate)
         network.features = in_parts(network.features, part)
+    if dist.is_initialized():
+        network.features = in_processes(network.features)
     clean = losses.build(
         config.loss, len(sets.train.classes), config.embedding_size, OTHERS, **config.loss_options
     )
@@ -272,6 +284,51 @@ def in_parts(features: Callable[[Tensor], Tensor], size: int) -> Callable[[Tenso
     return parts
 
 
+class Gather(torch.autograd.Function):
+    """Rows of all processes, (b, ...) -> (b * processes, ...), in the order of their ranks.
+
+    Every process computes the same loss of all rows, so the gradient of its own rows is complete.
+    It is multiplied by the number of processes, by which `average_gradients` divides.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows)
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad.chunk(dist.get_world_size())[dist.get_rank()] * dist.get_world_size()
+
+
+def in_processes(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`features` of a batch, of which each process of torch.distributed takes an equal share.
+
+    Every process is a replica: it has the whole batch, draws the same lambda and computes the whole
+    loss; the backbone, which costs most, is divided. Mixed images are divided as well. So a run
+    learns the same with any number of processes.
+
+    Args:
+        features: (B, C, H, W) -> (B, F, h, w), each image by itself: batch norm must be frozen.
+    """
+
+    def shares(inputs: Tensor) -> Tensor:
+        size = math.ceil(len(inputs) / dist.get_world_size())
+        mine = torch.arange(dist.get_rank() * size, (dist.get_rank() + 1) * size)
+        mine = mine.clamp(max=len(inputs) - 1).to(inputs.device)  # the last share may be short
+        return Gather.apply(features(inputs[mine]).contiguous())[: len(inputs)]
+
+    return shares
+
+
+def average_gradients(*modules: nn.Module) -> None:
+    """The mean over processes of every gradient, in place: see `Gather`."""
+    for parameter in (p for module in modules for p in module.parameters() if p.grad is not None):
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= dist.get_world_size()
+
+
 def steps(
     config: Config, parts: Parts, batches, device: torch.device, bar: tqdm
 ) -> Iterator[tuple[Tensor, int]]:
@@ -306,6 +363,8 @@ def steps(
             raise FloatingPointError(f"the loss is {value} at step {step} of the epoch")
         parts.optimizer.zero_grad(set_to_none=True)
         parts.scaler.scale(loss).backward()
+        if dist.is_initialized():
+            average_gradients(network, criterion)
         if config.clip_value is not None:
             parts.scaler.unscale_(parts.optimizer)
             nn.utils.clip_grad_value_(network.parameters(), config.clip_value)
@@ -355,6 +414,9 @@ def measure_space(
 def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tuple[Parts, dict]:
     """Train and evaluate as `config` says; what was trained, and what the run's record holds of it.
 
+    In a process group of torch.distributed every process calls it alike; they share the backbone's
+    work (`in_processes`), and the first of them writes the checkpoint.
+
     Args:
         config: the run.
         sets: from `load`.
@@ -385,7 +447,12 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
         torch.cuda.reset_peak_memory_stats(device)
     total = config.epochs * len(batches)
     with tqdm(
-        total=total, initial=len(history) * len(batches), unit="step", desc=config.id, mininterval=2
+        total=total,
+        initial=len(history) * len(batches),
+        unit="step",
+        desc=config.id,
+        mininterval=2,
+        disable=not is_first(),
     ) as bar:
         for epoch in range(len(history), config.epochs):
             batches.set_epoch(epoch)
@@ -409,7 +476,7 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
                     row |= measure_space(parts.network, sets, config, device)
                 row["eval_seconds"] = time.perf_counter() - start
             history.append(row)
-            if checkpoint is not None:
+            if checkpoint is not None and is_first():
                 _save(checkpoint, config, parts, history, device)
     return parts, _summary(config, history, device)
 
@@ -441,6 +508,11 @@ def _summary(config: Config, history: list[dict], device: torch.device) -> dict:
         if cuda
         else f"CPU, {torch.get_num_threads()} threads",
     }
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes: the only one, or the first of several."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,12 +1,14 @@
-"""Several processes see one batch: the library's wrapper gathers, our losses take what it gives."""
+"""Several processes see one batch: the library's wrapper gathers, our losses take what it gives;
+our training divides the backbone's work."""
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from tqdm import tqdm
 
-from dml import losses, mixup
+from dml import data, losses, mixup, train
 
 WORLD, B, D, C = 2, 12, 6, 4
 
@@ -47,3 +49,65 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(name, tmp_path):
         torch.testing.assert_close(half["value"], WORLD * value.detach())
     gradient = torch.cat([half["gradient"] for half in halves])
     torch.testing.assert_close(gradient, WORLD * x.grad)
+
+
+SETTINGS = {
+    "dataset": "digits",
+    "loss": "proxy_anchor",
+    "batch_size": 25,  # odd, so that a share is short
+    "images_per_class": 5,
+    "epochs": 1,
+    "embedding_size": 8,
+    "frozen_bn": True,
+    "device": "cpu",
+}
+
+
+def trained(mix):
+    """Loss and gradients of the first step, then metrics of an epoch."""
+    settings, device = train.Config(**SETTINGS, mix=mix, positives=1), torch.device("cpu")
+    sets = data.load("digits")
+    parts = train.build(settings, sets, device)
+    batches = data.loader(sets.train, 25, 5, train=True)
+    value, _ = next(train.steps(settings, parts, batches, device, tqdm(disable=True)))
+    modules = (parts.network, parts.criterion)
+    gradients = [p.grad for module in modules for p in module.parameters()]
+    row = train.fit(settings, sets)[1]["history"][-1]
+    return {
+        "value": value,
+        "gradients": gradients,
+        "metrics": {key: row[key] for key in ("loss", "recall_at_1")},
+    }
+
+
+def training_process(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=WORLD)
+    torch.save({mix: trained(mix) for mix in train.MIXES}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_as_one_in_every_space(tmp_path):
+    torch.multiprocessing.spawn(training_process, (str(tmp_path),), nprocs=WORLD)
+    first, second = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD)
+    )
+    for mix in train.MIXES:
+        alone, shared = trained(mix), first[mix]
+        assert shared["value"] == pytest.approx(alone["value"], rel=1e-5)
+        torch.testing.assert_close(shared["gradients"], alone["gradients"], rtol=1e-4, atol=1e-5)
+        assert shared["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=0.02)
+        assert shared["metrics"] == second[mix]["metrics"], "processes are replicas"
+
+
+def test_several_processes_refuse_batch_norm_that_learns(tmp_path):
+    dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match="frozen_bn=True"):
+            train.build(
+                train.Config(**{**SETTINGS, "frozen_bn": False}),
+                data.load("digits"),
+                torch.device("cpu"),
+            )
+    finally:
+        dist.destroy_process_group()

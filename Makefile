@@ -47,7 +47,8 @@ bench: .venv/.installed ## measure costs, each beside the library that people kn
 	$(BIN)/python benchmarks/steps.py --out results/benchmarks/steps.csv
 	$(BIN)/python benchmarks/steps.py --backbone resnet50 --size 224 --batches 16 --losses multi_similarity \
 	  --rounds 3 --out results/benchmarks/steps-resnet50.csv
-	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/space.py --out results/benchmarks/space.csv
+	$(BIN)/python benchmarks/evaluate.py --json results/benchmarks/evaluate.json
 	$(BIN)/python benchmarks/proxygml.py --out results/benchmarks/proxygml.csv
 	$(BIN)/python benchmarks/nngk.py --json results/benchmarks/nngk.json
 

@@ -151,8 +151,8 @@ plot.positivity_curves(curves, published)
 glue("epochs", epochs, display=False)
 ms = curves[(curves["loss"] == "multi_similarity") & (curves["when"] == "trained")]
 gap = (ms["measured"] - ms["predicted"]).abs()
-glue("gap", gap.max(), display=False)
-glue("gap_at", ms["lambda"].iloc[gap.argmax()], display=False)
+glue("gap", float(gap.max()), display=False)
+glue("gap_at", float(ms["lambda"].iloc[gap.argmax()]), display=False)
 
 # %% [markdown]
 # The formula and the measurement differ most at $\lambda$ = {glue:text}`gap_at:.2f`, by

@@ -255,8 +255,8 @@ classification.cells(table)
 # %% tags=["remove-cell"]
 best = table["mean"].idxmax()
 glue("best", best, display=False)
-glue("best-mean", table.loc[best, "mean"], display=False)
-glue("best-std", table.loc[best, "std"], display=False)
+for name in ("mean", "std"):
+    glue(f"best-{name}", float(table.loc[best, name]), display=False)
 close = [
     m for m in table.index
     if m != best and table.loc[best, "mean"] - table.loc[m, "mean"] < table.loc[[m, best], "std"].max()
@@ -266,7 +266,7 @@ glue("close", ", ".join(close) or "none", display=False)
 # %% [markdown]
 # Mean and standard deviation of the last epoch's accuracy over all test images, in per
 # cent. The highest mean is that of {glue:text}`best`,
-# {glue:text}`best-mean:.1f} ± {glue:text}`best-std:.1f`; within one standard deviation of
+# {glue:text}`best-mean:.1f` ± {glue:text}`best-std:.1f`; within one standard deviation of
 # it: {glue:text}`close`.
 #
 # The same for every data set that has runs on record, with the paper's beside where it
@@ -318,17 +318,16 @@ glue("factor", factor, display=False)
 difference = {
     name: columns[name]["mean"] - table["mean"].reindex(columns[name].index) for name in variants
 }
-glue("released-1", difference["released"]["mbdml1"], display=False)
-glue("released-2", difference["released"]["mbdml2"], display=False)
-glue("alpha-2", difference["alpha 0"]["mbdml2"], display=False)
 bench = pd.read_json(runs.ROOT / "results" / "benchmarks" / "nngk.json").set_index("task")
-glue("step-times", bench.loc["step", "times faster"], display=False)
-glue(
-    "step-memory",
-    bench.loc["step", "released MB"] / bench.loc["step", "dml MB"],
-    display=False,
-)
-glue("search-times", bench.loc["search", "times faster"], display=False)
+for name, value in {
+    "released-1": difference["released"]["mbdml1"],
+    "released-2": difference["released"]["mbdml2"],
+    "alpha-2": difference["alpha 0"]["mbdml2"],
+    "step-times": bench.loc["step", "times faster"],
+    "step-memory": bench.loc["step", "released MB"] / bench.loc["step", "dml MB"],
+    "search-times": bench.loc["search", "times faster"],
+}.items():
+    glue(name, float(value), display=False)
 
 # %% [markdown]
 # Beside the paper's meaning, the released MbDML-1 moves the mean by

@@ -79,6 +79,17 @@ def test_chapter_runs_and_shows_each_figure_once(chapter, tmp_path):
     for cell in executed.cells:
         outputs = [output.get("data", {}) for output in cell.get("outputs", [])]
         assert sum("image/svg+xml" in data or "image/png" in data for data in outputs) <= 1
+    text = "".join(cell.source for cell in executed.cells if cell.cell_type == "markdown")
+    glued = {
+        output.metadata["scrapbook"]["name"]: output["data"].values()
+        for cell in executed.cells
+        for output in cell.get("outputs", [])
+        if "scrapbook" in output.get("metadata", {})
+    }
+    for key, _, form in re.findall(r"\{glue:\w+\}`([^`:]+)(:([^`]+))?`", text):
+        assert key in glued, f"{chapter} shows {key}, which no cell has glued"
+        if form:  # the build formats a number, and this fails where it would
+            float(next(iter(glued[key])))
 
 
 def test_the_knobs_of_jupyterlab_draw_what_attracts():

@@ -199,7 +199,9 @@ def test_a_page_loads_nothing_from_the_network(book):
 
 
 def test_a_change_in_the_module_shows_in_the_next_build(book):
-    assert book.build("forty-two") == 0, book.log
+    table = 'from IPython.display import Markdown\nMarkdown("| a |\\n|---|\\n| in a table |")'
+    assert book.build("forty-two", code=table) == 0, book.log
+    assert "in a table" in [cell.get_text() for cell in book.page().select("table td")]
     assert "the module says forty-two" in book.page().get_text()
 
 

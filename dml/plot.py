@@ -567,9 +567,12 @@ def proxy_sweeps(ours: dict, published, chance: dict | None = None):
         axis.plot(
             theirs["value"], theirs["R@1"], "s:", color=COLOUR["published"], label="paper, Cars-196"
         )
-        if chance and parameter in chance:
-            axis.axvspan(0, chance[parameter], color=COLOUR["negative"], alpha=0.15, linewidth=0)
         axis.set(xlabel=xlabel, xscale="log")
+        if chance and parameter in chance:
+            left, right = axis.get_xlim()  # on a log scale nothing begins at 0
+            end = chance[parameter]
+            axis.axvspan(left, end, color=COLOUR["negative"], alpha=0.15, linewidth=0)
+            axis.set_xlim(left, right)
         axis.set_xticks(curve.index, [f"{value:g}" for value in curve.index])
         axis.minorticks_off()
     axes[0].set_ylabel("Recall@1 (%)")

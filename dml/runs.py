@@ -28,6 +28,7 @@ BOOK = ROOT / "book"
 RECIPES = BOOK / "recipes"
 TRAINING = BOOK / "06_training.ipynb"
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy", "scikit-learn")
+START_TIMEOUT = 300  # seconds for a kernel to answer, on a machine that is new and busy
 KEYS = {"id", "config", "metrics", "history", "seconds", "device", "versions", "commit"}
 
 
@@ -393,6 +394,7 @@ def execute(recipe_name: str, overrides: dict, force: bool = False) -> dict:
             kernel_name="python3",
             progress_bar=False,
             request_save_on_cell_execute=False,
+            start_timeout=START_TIMEOUT,
         )
     record = finished(config)
     if record is None:
@@ -417,6 +419,7 @@ def execute_chapter(recipe_name: str, overrides: dict) -> Path:
         kernel_name="python3",
         progress_bar=False,
         request_save_on_cell_execute=False,
+        start_timeout=START_TIMEOUT,
     )
     return path
 

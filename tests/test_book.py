@@ -75,6 +75,7 @@ def test_chapter_runs_and_shows_each_figure_once(chapter, tmp_path):
         cwd=BOOK,
         kernel_name="python3",
         progress_bar=False,
+        start_timeout=runs.START_TIMEOUT,
     )
     for cell in executed.cells:
         outputs = [output.get("data", {}) for output in cell.get("outputs", [])]

@@ -39,6 +39,7 @@ results: .venv/.installed ## make tables and figures anew from the records in re
 	$(BIN)/python -m pytest tests/test_parity.py --parity results/parity.csv
 	$(BIN)/python -m dml.runs results
 
+# glibc keeps freed memory: fresh pages would cost a large batch more than its share
 bench: export MALLOC_TRIM_THRESHOLD_ = 17179869184
 bench: export MALLOC_TOP_PAD_ = 268435456
 bench: export MALLOC_MMAP_THRESHOLD_ = 4294967296
@@ -48,7 +49,7 @@ bench: .venv/.installed ## measure costs, each beside the library that people kn
 	$(BIN)/python benchmarks/steps.py --backbone resnet50 --size 224 --batches 16 --losses multi_similarity \
 	  --rounds 3 --out results/benchmarks/steps-resnet50.csv
 	$(BIN)/python benchmarks/space.py --out results/benchmarks/space.csv
-	$(BIN)/python benchmarks/evaluate.py --json results/benchmarks/evaluate.json
+	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/proxygml.py --out results/benchmarks/proxygml.csv
 	$(BIN)/python benchmarks/nngk.py --json results/benchmarks/nngk.json
 

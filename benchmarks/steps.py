@@ -4,9 +4,9 @@
                                [--losses multi_similarity] [--rounds 5] [--out FILE]
 
 With a GPU the step runs there, under bfloat16 autocast, and memory is what CUDA allocated. On a
-CPU, `make bench` has glibc keep the memory that a step gives back: else a large batch spends a
-third of its time on pages that the system clears anew, and four times the images cost six times
-the time.
+CPU, `make bench` has glibc keep the memory that a step gives back: else a large batch spends much
+of its time on pages that the system clears anew, and the time of the bare network grows faster
+than its images.
 """
 
 import argparse
@@ -71,6 +71,7 @@ def measure(backbone: str, name: str, size: int, batch: int, rounds: int) -> lis
     steps = {space: make_step(backbone, name, space, images, labels) for space in SPACES}
     calls = {space: step for space, (step, _) in steps.items()}
     ratio = cost.ratios(cost.seconds(calls, rounds, warm_up=1), "none")
+    mixed = {space: np.median(made[-rounds:] or 0) for space, (_, made) in steps.items()}
     memory = {space: peak(call) for space, call in calls.items()}
     return [
         {
@@ -80,7 +81,7 @@ def measure(backbone: str, name: str, size: int, batch: int, rounds: int) -> lis
             "space": space,
             "time": ratio[space],
             "memory": memory[space] / memory["none"],
-            "mixed images / batch": np.mean(steps[space][1] or 0) / batch,
+            "mixed images / batch": mixed[space] / batch,
             "device": torch.cuda.get_device_name() if CUDA else "CPU, 1 thread",
         }
         for space in SPACES[1:]

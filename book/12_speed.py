@@ -112,5 +112,5 @@ for name, value in {
 #
 # 1. Run `python benchmarks/losses.py --batches 1024`. Which ratio has not settled, and
 #    why?
-# 2. With all negatives (`hardest=None`), an anchor has some twenty times more mixed
-#    candidates. Measure what that costs in embedding space.
+# 2. With all negatives (`hardest=None`), an anchor has many times the mixed candidates.
+#    Count them for a batch, and measure what they cost in embedding space.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -344,8 +345,8 @@ class Comparison:
 
 
 class Unit(torch.autograd.Function):
-    """Rows of X at unit length. Its gradient (G - (G . Y) Y) / |X| takes three passes over X, of
-    which that of `F.normalize` makes eight: as much as the rest of a small batch's loss."""
+    """Rows of X at unit length, (N, D), as `F.normalize` has them. Its gradient, written out as
+    (G - (G . Y) Y) / |X|, takes fewer passes over memory, which is most of a small batch's cost."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -395,9 +396,10 @@ def as_float(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager:
     """The context in which a loss is computed: autocast off on the device of x."""
-    return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type  # to enter autocast costs more than a small operation
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def on_device(labels: Tensor | None, embeddings: Tensor) -> Tensor | None:

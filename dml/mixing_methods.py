@@ -38,7 +38,7 @@ from dml.losses import (
     refuse,
     sound,
 )
-from dml.mixup import Mix, interpolate, mixed_similarity
+from dml.mixup import Mix, check_lam, interpolate, mixed_similarity
 
 
 class _Method(nn.Module):
@@ -126,7 +126,7 @@ class LossMixing(_Method):
         labels = on_device(labels, embeddings)
         i = torch.arange(len(labels), device=labels.device)
         j = self._permutation(i) if partners is None else partners
-        lam = self.draw_lam() if lam is None else _check_lam(lam)
+        lam = self.draw_lam() if lam is None else check_lam(lam)
         unit = Unit.apply(as_float(embeddings))
         mixed = interpolate(unit, i, j, lam) if mix is None else mix(i, j, lam)
         first, second = (self.judge(mixed, y, unit, labels) for y in (labels, labels[j]))
@@ -143,10 +143,6 @@ class LossMixing(_Method):
 
     def _permutation(self, i: Tensor) -> Tensor:
         return torch.from_numpy(self.generator.permutation(len(i))).to(i.device)
-
-
-class IDML(LossMixing):
-    """`LossMixing` as IDML has it (Wang et al., TPAMI 2023): mixed images among themselves."""
 
 
 class IMix(LossMixing):
@@ -395,7 +391,7 @@ class ProxySynthesis(_Method):
             clean = self.compare(embeddings, labels)
             i, j = self.draw_partners(labels) if partners is None else _all_with(partners)
             lam = float(self.generator.beta(self.alpha, self.alpha)) if lam is None else lam
-            lam = _check_lam(lam)
+            lam = check_lam(lam)
         anchored = self.loss.anchor == "proxy"
         examples, proxies = clean.candidates, clean.anchors
         if not anchored:
@@ -430,7 +426,7 @@ METHODS = {
     "embedding_expansion": EmbeddingExpansion,
     "proxy_synthesis": ProxySynthesis,
     "input_ce": MixupCrossEntropy,
-    "idml": IDML,
+    "idml": LossMixing,
 }
 
 
@@ -475,12 +471,6 @@ def _check_kind(method: type[_Method], has_proxies: bool, which: str) -> None:
 def _check_alpha(alpha: float) -> None:
     if not alpha > 0:
         raise ValueError(f"alpha must be positive, not {alpha}")
-
-
-def _check_lam(lam: float) -> float:
-    if not 0 <= lam <= 1:
-        raise ValueError(f"lam must lie in [0, 1], not {lam}")
-    return float(lam)
 
 
 def _embeddings_alone(method: nn.Module, mix) -> None:

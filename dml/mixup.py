@@ -172,7 +172,7 @@ class Metrix(BaseMetricLossFunction):
             clean = self.loss.compare(embeddings, labels, indices_tuple, ref_emb, ref_labels)
             total = self.loss.reduce(clean.similarity, clean.label, clean.mask, clean.present)
             kinds = self._draw_kinds() if pairs is None else _kinds(pairs)
-            lam = self._draw_lam(clean) if lam is None else _check_lam(lam)
+            lam = self._draw_lam(clean) if lam is None else check_lam(lam)
         instead = mix is not None and self.loss.candidate == "proxy"
         compared = Comparison(clean.anchors, labels, clean.anchors, labels) if instead else clean
         parents = self.parents(compared, kinds, fine)
@@ -196,9 +196,7 @@ class Metrix(BaseMetricLossFunction):
             similarity, label and mask, (A', M) each, for the anchors that have any parents.
         """
         clean = self.loss.compare(embeddings, labels)
-        return self._mixed_candidates(
-            clean, *self.parents(clean, self.pairs), None, _check_lam(lam)
-        )
+        return self._mixed_candidates(clean, *self.parents(clean, self.pairs), None, check_lam(lam))
 
     # -- what is random
 
@@ -416,7 +414,8 @@ def _kinds(pairs: str | Sequence[str]) -> tuple[str, ...]:
     return pairs
 
 
-def _check_lam(lam: float | Tensor) -> float | Tensor:
+def check_lam(lam: float | Tensor) -> float | Tensor:
+    """Refuse a number outside [0, 1]; a matrix of them is taken as it is."""
     if isinstance(lam, Tensor):
         return lam
     if not 0 <= lam <= 1:

@@ -9,6 +9,9 @@ into every group:
     runs:
       - {mix: none}
       - {mix: [embed, feature], weight: [0.2, 0.4], tag: "w={weight}"}
+
+A text may name other settings of its run in braces; within a dict of options it stands for a value:
+`dataset_options: {seed: "{seed}"}` draws the classes anew for each seed.
 """
 
 import argparse
@@ -46,13 +49,20 @@ def expand(path: Path) -> list[Job]:
         values = [v if isinstance(v, list) else [v] for v in group.values()]
         for chosen in itertools.product(*values):
             settings = dict(zip(group, chosen, strict=True))
-            if "tag" in settings:
-                settings["tag"] = settings["tag"].format(**settings)
+            settings = {key: _filled(value, settings) for key, value in settings.items()}
             name = runs.configure(recipe, settings).id
             if name in jobs:
                 raise ValueError(f"{path} has two runs called {name}: give one a tag")
             jobs[name] = (recipe, settings)
     return list(jobs.values())
+
+
+def _filled(value, settings: dict):
+    """`value` with the names in braces of its texts replaced by settings."""
+    if isinstance(value, dict):
+        texts = {key: _filled(v, settings) for key, v in value.items() if isinstance(v, str)}
+        return value | {key: yaml.safe_load(text) for key, text in texts.items()}
+    return value.format(**settings) if isinstance(value, str) else value
 
 
 def sweep(jobs: list[Job], executor) -> dict[str, Exception]:

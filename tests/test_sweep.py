@@ -43,6 +43,16 @@ def test_a_tag_is_made_of_the_settings(tmp_path):
     assert [job["tag"] for _, job in sweep.expand(grid(tmp_path, text))] == ["k=1", "k=None"]
 
 
+def test_an_option_may_follow_a_setting(tmp_path):
+    text = """
+    recipe: glyphs
+    dataset_options: {classes: 40, seed: "{seed}"}
+    runs: [{seed: [0, 3]}]
+    """
+    options = [job["dataset_options"] for _, job in sweep.expand(grid(tmp_path, text))]
+    assert options == [{"classes": 40, "seed": 0}, {"classes": 40, "seed": 3}]
+
+
 @pytest.mark.parametrize("path", sorted(runs.RECIPES.glob("grid-*")), ids=lambda path: path.stem)
 def test_every_grid_is_valid(path):
     assert sweep.expand(path)

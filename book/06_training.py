@@ -85,6 +85,7 @@ precision: str = "float32"  # of the network, or bfloat16, float16
 channels_last: bool = False  # order of feature maps in memory, for a GPU
 compile: bool = False  # torch.compile of the backbone
 accumulate: int = 1  # parts of a batch that pass the backbone in turn: less memory
+processes: int = 1  # replicas on this machine that share the work, one a GPU
 workers: int = 0  # processes that decode images
 root: str = None  # folder of the data sets; None is the project's datasets/
 profile: str = "paper"  # the run's size, a part of its name: smoke or paper
@@ -133,12 +134,16 @@ Code(inspect.getsource(train.model.EmbeddingModel.mixer), language="python")
 # ## The run
 #
 # A run that has a record is not run again; one that was stopped continues after its
-# last whole epoch. The record is written at the end, whole or not at all.
+# last whole epoch. The record is written at the end, whole or not at all. Meanwhile
+# `tensorboard --logdir results/runs` shows the loss of every step. With `processes=2`
+# Accelerate starts two of them, on two GPUs where there are two: each is a replica that
+# passes its share of the batch through the backbone and sees the embeddings of all, so
+# that the loss compares every image with every other, as in one process.
 
 # %%
 record = runs.finished(config)
 if record is None:
-    _, outcome = train.fit(config, sets, checkpoint=runs.checkpoint(config.id))
+    _, outcome = train.launch(config, sets, runs.checkpoint(config.id))
     record = runs.write(config, outcome)
 
 # %% [markdown]

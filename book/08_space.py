@@ -133,9 +133,9 @@ spaces = {"untrained": start} | {names[way]: networks[way] for way in names}
 # %%
 rows = {}
 for name, network in spaces.items():
-    recall = train.evaluate_on(network, sets, config, device)["recall_at_1"]
-    measures = train.measure_space(network, sets, config, device)
-    rows[name] = {"Recall@1 (%)": 100 * recall} | measures
+    measured = train.evaluate_on(network, sets, config, device, space=True)
+    rows[name] = {"Recall@1 (%)": 100 * measured["recall_at_1"]}
+    rows[name] |= {measure: measured[measure] for measure in analysis.MEASURES}
 one_seed = pd.DataFrame(rows).T
 one_seed.style.format("{:.2f}")
 

@@ -156,9 +156,7 @@ class Network(model.EmbeddingModel):
         """Batch norm stays in evaluation mode where it is frozen."""
         super().train(mode)
         if self.freeze_norm:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            model.freeze_batch_norm(self)
         return self
 
 

@@ -182,6 +182,13 @@ class MixedMax(torch.autograd.Function):
         return out.view(ctx.shape), None, None, None
 
 
+def freeze_batch_norm(network: nn.Module) -> None:
+    """Put every batch norm in evaluation mode: it keeps its statistics until `network.train()`."""
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+
+
 def _backbone(name: str, in_chans: int, weights: str) -> nn.Module:
     if name == "small":
         if weights == "pretrained":

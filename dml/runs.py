@@ -119,7 +119,7 @@ def finished(config: train.Config) -> dict | None:
         return None
     record = read(path)
     ours = json.loads(json.dumps(dataclasses.asdict(config)))
-    where = ("device", "workers", "root")  # where a run is made, not what it is
+    where = ("device", "processes", "workers", "root")  # where a run is made, not what it is
     other = {key: (record["config"][key], ours[key]) for key in ours if key not in where}
     other = {key: pair for key, pair in other.items() if pair[0] != pair[1]}
     if other:

@@ -11,15 +11,18 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate import PartialState, notebook_launcher
 from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dml import analysis, data, evaluate, losses, mixing_methods, mixup, model, proxygml
@@ -75,6 +78,7 @@ class Config:
     channels_last: bool = False  # order of feature maps in memory: faster convolutions on a GPU
     compile: bool = False  # torch.compile of the backbone: minutes first, faster steps then
     accumulate: int = 1  # parts of a batch that pass the backbone in turn, to save memory
+    processes: int = 1  # replicas on this machine that share the work, one a GPU
     workers: int = 0  # processes that decode images
     root: str | None = None  # folder of the data sets; None is datasets/ of the project
     profile: str = "paper"  # the size of the run, part of its name: paper, or smoke
@@ -95,16 +99,17 @@ class Config:
             if value not in valid:
                 raise ValueError(f"{name}={value!r} is not one of: {', '.join(valid)}")
         positive = ("epochs", "batch_size", "embedding_size", "lr", "alpha", "eval_every")
-        for name in (*positive, "accumulate"):
+        for name in (*positive, "accumulate", "processes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.warmup < self.epochs:
             raise ValueError(f"warmup={self.warmup} must be 0 to {self.epochs - 1}, below epochs")
-        if self.accumulate > 1 and not self.frozen_bn:
-            raise ValueError(
-                f"accumulate={self.accumulate} needs frozen_bn=True: batch norm would take the "
-                "statistics of a part of the batch"
-            )
+        for name in ("accumulate", "processes"):
+            if getattr(self, name) > 1 and not self.frozen_bn:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} needs frozen_bn=True: batch norm would take the "
+                    "statistics of a part of the batch"
+                )
         if not all(c.isalnum() or c in "_.=" for c in self.tag):
             raise ValueError(
                 f"tag={self.tag!r}: letters, digits, '_', '.' and '=' only, it names a folder"
@@ -190,15 +195,14 @@ def build(config: Config, sets: data.Sets, device: torch.device) -> Parts:
     """Network, loss and optimiser of a run. The seed decides every initial weight.
 
     Raises:
-        ValueError: batch norm that learns, in a group of processes.
+        ValueError: a group of processes that is not of `config.processes`.
     """
     torch.manual_seed(config.seed)
     random.seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    if dist.is_initialized() and not config.frozen_bn:
+    if dist.is_initialized() and dist.get_world_size() != config.processes:
         raise ValueError(
-            "several processes need frozen_bn=True: batch norm would take the statistics of a part "
-            "of the batch"
+            f"processes={config.processes} in a group of {dist.get_world_size()} processes"
         )
     images, _ = sets.train[0]
     network = model.EmbeddingModel(
@@ -340,9 +344,7 @@ def steps(
     network, criterion = parts.network, parts.criterion
     network.train()
     if config.frozen_bn:
-        for layer in network.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.eval()
+        model.freeze_batch_norm(network)
     for step, (images, labels) in enumerate(batches):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with torch.autocast(
@@ -391,37 +393,64 @@ def evaluate_on(
     config: Config,
     device: torch.device,
     clustering: bool = False,
+    space: bool = False,
 ) -> dict:
     """Retrieval metrics on the test classes: query against gallery where there is one, else among
-    themselves; NMI and AMI of the queries on request."""
+    themselves. On request NMI and AMI of the queries, and `dml.analysis.space` of the queries
+    beside the training images."""
     query = embed(network, sets.query, config, device)
     labels = sets.query.labels.to(device)
     options = {"k": config.k, "clustering": clustering}
     if sets.gallery is not None:
         options["gallery"] = embed(network, sets.gallery, config, device)
         options["gallery_labels"] = sets.gallery.labels.to(device)
-    return evaluate.retrieval(query, labels, **options)
+    measured = evaluate.retrieval(query, labels, **options)
+    if space:
+        measured |= analysis.space(query, labels, embed(network, sets.train, config, device))
+    return measured
 
 
-def measure_space(
-    network: nn.Module, sets: data.Sets, config: Config, device: torch.device
-) -> dict[str, float]:
-    """`dml.analysis.space` of the test queries beside the training images."""
-    query, train = (embed(network, part, config, device) for part in (sets.query, sets.train))
-    return analysis.space(query, sets.query.labels.to(device), train)
+def launch(config: Config, sets: data.Sets, checkpoint: Path) -> tuple[Parts, dict]:
+    """`fit`, in `config.processes` processes of this machine: from a notebook as from a script.
+
+    Accelerate starts them, and gives each its GPU (or a share of the CPU). What they have trained
+    comes back by the checkpoint of the last epoch.
+
+    Raises:
+        ValueError: more processes than GPUs, where there is a GPU.
+    """
+    if config.processes > 1:
+        gpus = 0 if config.device == "cpu" else torch.cuda.device_count()
+        if 0 < gpus < config.processes:
+            raise ValueError(f"processes={config.processes}: this machine has {gpus} GPUs")
+        notebook_launcher(
+            _replica,
+            (config, sets, checkpoint),
+            config.processes,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",  # a free port: runs may go on beside each other
+        )
+    return fit(config, sets, checkpoint)
+
+
+def _replica(config: Config, sets: data.Sets, checkpoint: Path) -> None:
+    PartialState(cpu=config.device == "cpu")  # joins the processes; the GPU of its number is "cuda"
+    fit(config, sets, checkpoint)
+    dist.destroy_process_group()
 
 
 def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tuple[Parts, dict]:
     """Train and evaluate as `config` says; what was trained, and what the run's record holds of it.
 
-    In a process group of torch.distributed every process calls it alike; they share the backbone's
-    work (`in_processes`), and the first of them writes the checkpoint.
+    In a process group of torch.distributed (`launch`) every process calls it alike; they share the
+    backbone's work (`in_processes`), and the first of them writes.
 
     Args:
         config: the run.
         sets: from `load`.
         checkpoint: a file that is written after each epoch and continued from where it exists, or
-            from the one before it where it is damaged; None keeps none.
+            from the one before it where it is damaged; None keeps none. The folder `tensorboard`
+            beside it shows the run while it goes on.
 
     Returns:
         The trained parts (`network`, `criterion` with its proxies), and a dict: `metrics` ("last"
@@ -443,17 +472,21 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
     history: list[dict] = []
     if checkpoint is not None and (state := _newest_whole(checkpoint, device)):
         history = _resume(state, config, parts, device)
+    writes = checkpoint is not None and is_first() and len(history) < config.epochs
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     total = config.epochs * len(batches)
-    with tqdm(
-        total=total,
-        initial=len(history) * len(batches),
-        unit="step",
-        desc=config.id,
-        mininterval=2,
-        disable=not is_first(),
-    ) as bar:
+    with (
+        tqdm(
+            total=total,
+            initial=len(history) * len(batches),
+            unit="step",
+            desc=config.id,
+            mininterval=2,
+            disable=not is_first(),
+        ) as bar,
+        SummaryWriter(checkpoint.parent / "tensorboard") if writes else nullcontext() as board,
+    ):
         for epoch in range(len(history), config.epochs):
             batches.set_epoch(epoch)
             parts.network.backbone.requires_grad_(epoch >= config.warmup)
@@ -470,13 +503,17 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
             last = epoch + 1 == config.epochs
             if (epoch + 1) % config.eval_every == 0 or last:
                 start = time.perf_counter()
-                clustering = config.clustering and last
-                row |= evaluate_on(parts.network, sets, config, device, clustering)
-                if config.space and last:
-                    row |= measure_space(parts.network, sets, config, device)
+                row |= evaluate_on(
+                    *(parts.network, sets, config, device),
+                    clustering=config.clustering and last,
+                    space=config.space and last,
+                )
                 row["eval_seconds"] = time.perf_counter() - start
+            if device.type == "cuda":
+                row["peak_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
             history.append(row)
-            if checkpoint is not None and is_first():
+            if writes:
+                _show(board, row, [loss for loss, _ in results], epoch * len(batches))
                 _save(checkpoint, config, parts, history, device)
     return parts, _summary(config, history, device)
 
@@ -503,11 +540,19 @@ def _summary(config: Config, history: list[dict], device: torch.device) -> dict:
             "evaluate": sum(row["eval_seconds"] for row in evaluated),
         },
         "images_per_second": sum(row["images"] for row in history) / train_seconds,
-        "peak_memory_mb": torch.cuda.max_memory_allocated(device) / 2**20 if cuda else None,
+        "peak_memory_mb": max(row["peak_memory_mb"] for row in history) if cuda else None,
         "device": torch.cuda.get_device_name(device)
         if cuda
         else f"CPU, {torch.get_num_threads()} threads",
     }
+
+
+def _show(board: SummaryWriter, row: dict, step_losses: list[float], step: int) -> None:
+    for i, loss in enumerate(step_losses):
+        board.add_scalar("step/loss", loss, step + i)
+    for name, value in row.items():
+        board.add_scalar(f"epoch/{name}", value, row["epoch"])
+    board.flush()
 
 
 def is_first() -> bool:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from tqdm import tqdm
 
-from dml import data, losses, mixup, train
+from dml import data, losses, mixup, runs, train
 
 WORLD, B, D, C = 2, 12, 6, 4
 
@@ -59,6 +59,7 @@ SETTINGS = {
     "epochs": 1,
     "embedding_size": 8,
     "frozen_bn": True,
+    "processes": WORLD,
     "device": "cpu",
 }
 
@@ -100,14 +101,21 @@ def test_two_processes_train_as_one_in_every_space(tmp_path):
         assert shared["metrics"] == second[mix]["metrics"], "processes are replicas"
 
 
-def test_several_processes_refuse_batch_norm_that_learns(tmp_path):
+def test_a_notebook_starts_the_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("DML_RESULTS", str(tmp_path))
+    record = runs.execute("digits", SETTINGS)
+    alone = train.fit(train.Config(**SETTINGS), data.load("digits"))[1]
+    for key in ("loss", "recall_at_1"):
+        assert record["history"][-1][key] == pytest.approx(alone["history"][-1][key], rel=0.02)
+    assert record["config"]["processes"] == WORLD
+    board = tmp_path / "runs" / record["id"] / "tensorboard"
+    assert len(list(board.iterdir())) == 1, "the first process alone writes"
+
+
+def test_a_group_of_another_size_is_refused(tmp_path):
     dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
-        with pytest.raises(ValueError, match="frozen_bn=True"):
-            train.build(
-                train.Config(**{**SETTINGS, "frozen_bn": False}),
-                data.load("digits"),
-                torch.device("cpu"),
-            )
+        with pytest.raises(ValueError, match="processes=2 in a group of 1"):
+            train.build(train.Config(**SETTINGS), data.load("digits"), torch.device("cpu"))
     finally:
         dist.destroy_process_group()

@@ -14,6 +14,7 @@ import numpy as np
 import papermill
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
 from dml import data, runs, train
@@ -142,9 +143,21 @@ def test_a_run_killed_at_random_moments_has_the_record_of_an_uninterrupted_one(
     for folder in ("whole", "killed"):
         monkeypatch.setenv("DML_RESULTS", str(tmp_path / folder))
         records.append(runs.finished(settings))
-        assert [path.name for path in runs.folder(settings.id).iterdir()] == ["record.json"]
+        left = {path.name for path in runs.folder(settings.id).iterdir()}
+        assert left == {"record.json", "tensorboard"}
     assert measured(records[0]) == measured(records[1])
     assert records[0]["config"] == records[1]["config"]
+
+
+def test_tensorboard_shows_every_step_and_epoch_of_a_run_that_was_continued(sets, tmp_path):
+    settings = config(epochs=3, eval_every=1)
+    stop_after(2, settings, sets, tmp_path / "checkpoint.pt")
+    _, outcome = train.fit(settings, sets, tmp_path / "checkpoint.pt")
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    steps = [event.step for event in board.Scalars("step/loss")]
+    assert steps == list(range(3 * (len(sets.train) // settings.batch_size)))
+    shown = [event.value for event in board.Scalars("epoch/recall_at_1")]
+    assert shown == pytest.approx([row["recall_at_1"] for row in outcome["history"]])
 
 
 def test_training_lowers_the_loss(sets):
@@ -289,6 +302,7 @@ def test_equal_seeds_see_equal_batches_whatever_the_method(sets):
         ({"epochs": 0}, r"epochs must be positive"),
         ({"warmup": 2}, r"warmup=2 must be 0 to 1, below epochs"),
         ({"accumulate": 2}, r"accumulate=2 needs frozen_bn=True"),
+        ({"processes": 2}, r"processes=2 needs frozen_bn=True"),
         ({"lr": "fast"}, r"lr='fast' must be float"),
         ({"tag": "a/b"}, r"tag='a/b'"),
         ({"miner_epsilon": 0.1, "loss": "contrastive"}, r"miner_epsilon"),

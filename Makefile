@@ -44,12 +44,14 @@ bench: export MALLOC_TRIM_THRESHOLD_ = 17179869184
 bench: export MALLOC_TOP_PAD_ = 268435456
 bench: export MALLOC_MMAP_THRESHOLD_ = 4294967296
 bench: .venv/.installed ## measure costs, each beside the library that people know
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c requirements.txt -e ".[bench]"
 	$(BIN)/python benchmarks/losses.py --out results/benchmarks/losses.csv
 	$(BIN)/python benchmarks/steps.py --out results/benchmarks/steps.csv
 	$(BIN)/python benchmarks/steps.py --backbone resnet50 --size 224 --batches 16 --losses multi_similarity \
 	  --rounds 3 --out results/benchmarks/steps-resnet50.csv
 	$(BIN)/python benchmarks/space.py --out results/benchmarks/space.csv
-	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/data.py --out results/benchmarks/data.csv
+	$(BIN)/python benchmarks/evaluate.py --json results/benchmarks/evaluate.json
 	$(BIN)/python benchmarks/proxygml.py --out results/benchmarks/proxygml.csv
 	$(BIN)/python benchmarks/nngk.py --json results/benchmarks/nngk.json
 
@@ -62,7 +64,7 @@ lint: .venv/.installed ## check style and format
 	$(BIN)/ruff format --check
 
 lock: .venv/.installed ## pin the whole tree anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra book --extra test --extra cluster --universal --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --extra book --extra test --extra cluster --extra bench --universal --upgrade \
 	  --python-version 3.11 --no-emit-index-url --no-annotate --no-header -o requirements.txt
 
 clean: ## remove what was rendered, not the runs and not the environment

@@ -30,7 +30,6 @@ import torch
 import torch.nn.functional as F
 from IPython.display import Code, Markdown
 from myst_nb import glue
-from scipy import stats
 
 from dml import losses, mixing_methods, plot, runs
 
@@ -251,21 +250,14 @@ plot.forest(gains)
 # is found in about 80 % of the cases.
 
 # %% tags=["hide-input"]
-several = gains[gains["seeds"] > 1].copy()
-freedom = several["seeds"] - 1
-error = several["std"] / several["seeds"] ** 0.5
-p = pd.Series(2 * stats.t.sf((several["mean"] / error).abs(), freedom), several.index)
-ordered = p.sort_values()
-several["p"] = p
-several["Holm"] = (ordered * np.arange(len(p), 0, -1)).cummax().clip(upper=1)
-several["detectable"] = (stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)) * error
-shown = ["group", "label", "seeds", "mean", "std", "low", "high", "detectable", "p", "Holm"]
-several[shown].style.format(precision=2).format("{:.3f}", subset=["p", "Holm"]).hide(axis="index")
+several = runs.tested(gains)
+shown = ["group", "label", "seeds", "mean", "std", "low", "high", "detectable", "p", "holm"]
+several[shown].style.format(precision=2).format("{:.3f}", subset=["p", "holm"]).hide(axis="index")
 
 # %% tags=["remove-cell"]
 verdict = "There are no runs yet."
 if len(several):
-    sure = several[several["Holm"] < 0.05]
+    sure = several[several["holm"] < 0.05]
     said = [
         f"{row['label']} with {row['group']} ({row['mean']:+.1f})" for _, row in sure.iterrows()
     ]

@@ -227,3 +227,27 @@ def test_no_page_of_the_rendered_book_loads_from_the_network():
             address = urlparse(tag.get("src") or tag.get("href"))
             assert address.scheme in ("", "data"), f"{path.name}: {address.geturl()}"
             assert not address.netloc, f"{path.name}: {address.geturl()}"
+
+
+def test_chapters_are_executed_side_by_side_and_one_that_fails_stops_the_build(tmp_path):
+    book = OnePage(tmp_path)
+    names = ("first", "second")
+    toc = tmp_path / "book" / "_toc.yml"
+    toc.write_text(toc.read_text() + "".join(f"- file: {name}\n" for name in names))
+
+    def write(name, code):
+        cells = [nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell(code)]
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(notebook, tmp_path / "book" / f"{name}.ipynb")
+
+    write("first", "print(6 * 7)")
+    write("second", "1 / 0")
+    assert book.build() != 0
+    assert "ZeroDivisionError" in book.log
+    write("second", "print(6 * 9)")
+    assert book.build() == 0, book.log
+    shown = [(book.html / f"{name}.html").read_text() for name in names]
+    assert "42" in shown[0] and "54" in shown[1]
+    executed = [line for line in book.log.splitlines() if "Executing:" in line]
+    assert len(executed) <= 1, "what was executed before is kept"

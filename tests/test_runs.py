@@ -148,7 +148,9 @@ def test_the_command_makes_a_run_once_with_record_and_notebook(results):
     assert command(*arguments).stdout == first.stdout
     assert (folder / "record.json").stat().st_mtime_ns == stamp
     for name in ("record.json", "training.ipynb"):
-        assert str(runs.ROOT) not in (folder / name).read_text(), "a record names no folder of a machine"
+        assert str(runs.ROOT) not in (folder / name).read_text(), (
+            "a record names no folder of a machine"
+        )
 
 
 def test_the_command_says_what_is_wrong_without_a_traceback(results):

@@ -594,10 +594,17 @@ def _save(
         state["cuda"] = torch.cuda.get_rng_state(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's own is a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} could not be written, is the disk full? The run will go on from epoch "
+            f"{len(history) - 1} ({error})"
+        ) from error
     if path.exists():
         path.replace(previous(path))
     partial.replace(path)  # atomic: a reader sees a whole state at every moment

@@ -6,9 +6,11 @@ import dataclasses
 import inspect
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import papermill
@@ -147,6 +149,30 @@ def test_a_run_killed_at_random_moments_has_the_record_of_an_uninterrupted_one(
         assert left == {"record.json", "tensorboard"}
     assert measured(records[0]) == measured(records[1])
     assert records[0]["config"] == records[1]["config"]
+
+
+def run_with_quota(settings, folder, size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        run(settings, folder)
+    except OSError as error:
+        Path(folder, "error").write_text(str(error))
+
+
+def test_a_full_disk_is_named_and_loses_one_epoch(sets, tmp_path, monkeypatch):
+    settings = config(epochs=3)
+    expected = measured(train.fit(settings, sets)[1])
+    monkeypatch.setenv("DML_RESULTS", str(tmp_path))
+    checkpoint = runs.checkpoint(settings.id)
+    stop_after(2, settings, sets, checkpoint)
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=run_with_quota, args=(settings, str(tmp_path), 100_000))
+    process.start()
+    process.join()
+    assert "could not be written, is the disk full?" in (tmp_path / "error").read_text()
+    left = {path.name for path in checkpoint.parent.glob("checkpoint*")}
+    assert left == {"checkpoint.pt", "checkpoint.previous.pt"}
+    assert measured(train.fit(settings, sets, checkpoint)[1]) == expected
 
 
 def test_tensorboard_shows_every_step_and_epoch_of_a_run_that_was_continued(sets, tmp_path):

@@ -120,11 +120,11 @@ glue("with-baseline", f"{related:+.2f}", display=False)
 #
 # ## Fine-tuning ImageNet weights
 #
-# The papers start from ImageNet. Emoji is the embedded world's nearest relative: the
-# drawings of several vendors, a class an emoji, EfficientNet-Lite0 at 64 pixels, and a
-# schedule far shorter than the papers' (`book/recipes/emoji.yaml`,
-# `grid-emoji.yaml`). Proxy anchor's settings were chosen on validation classes
-# (`grid-emoji-validation.yaml`).
+# The papers start from ImageNet weights, and so do these runs: an EfficientNet-Lite0 is
+# fine-tuned on emoji, where a class is an emoji and its images are the vendors'
+# drawings of it, at 64 pixels and on a schedule far shorter than the papers'
+# (`book/recipes/emoji.yaml`, `grid-emoji.yaml`). Proxy anchor's settings were chosen on
+# validation classes (`grid-emoji-validation.yaml`).
 
 # %% tags=["hide-input"]
 emoji = runs.load(dataset=fine_tuned, tag="", profile="paper", folds=0)

@@ -85,8 +85,9 @@ glue("devices", "; ".join(sorted(ours["device"].unique())), display=False)
 # - **One source of classes.** Glyphs share strokes as birds do not share feathers. Seeds
 #   vary weights, batches and mixing, not which classes are held out, unless a page says
 #   so.
-# - **Settings.** Other methods run with their papers' settings on a schedule that is
-#   none of theirs; where a setting was chosen on validation classes, the page says it.
+# - **Settings.** Every method runs on a schedule that is none of its paper's, and its
+#   settings were chosen among two or three, on validation classes. A wider search would
+#   help some of them, the baseline perhaps among them.
 #
 # ## What the papers leave open
 #

@@ -237,3 +237,28 @@ def test_papermill_leaves_the_record_and_the_executed_notebook_of_a_data_set(
     notebook = nbformat.read(runs.folder(record["id"]) / "training.ipynb", 4)
     assert any(cell.get("outputs") for cell in notebook.cells)
     assert runs.load(dataset=dataset)["id"].tolist() == [record["id"]]
+
+
+def test_compared_settings_are_those_that_validation_chose():
+    trials = runs.load(dataset="glyphs", profile="paper", folds=4)
+    trials = trials[trials["tag"].str.startswith("methods.")]
+    means = trials.groupby(["loss", "mix", "tag"])["recall_at_1"].mean()
+    best = dict(means.groupby(["loss", "mix"]).idxmax())
+    fields = {"w": "weight", "k": "hardest", "alpha": "alpha"}
+    compared = [runs.configure(*job) for job in sweep.expand(runs.RECIPES / "grid-methods.yaml")]
+    for config in compared:
+        if (config.loss, config.mix) in best:
+            *_, tag = best.pop((config.loss, config.mix))
+            name, value = tag.removeprefix("methods.").split("=")
+            assert getattr(config, fields[name]) == float(value), config.id
+    assert not best
+
+
+def test_emojis_proxy_anchor_has_what_validation_chose():
+    trials = runs.load(dataset="emoji", loss="proxy_anchor", profile="paper", folds=4)
+    best = trials.loc[trials["recall_at_1"].idxmax()]
+    compared = [runs.configure(*job) for job in sweep.expand(runs.RECIPES / "grid-emoji.yaml")]
+    for config in compared:
+        if config.loss == "proxy_anchor":
+            for field in ("loss_options", "proxy_lr_factor", "lr", "warmup"):
+                assert getattr(config, field) == best[field]

@@ -36,6 +36,7 @@ loss_table = pd.read_csv(source / "losses.csv")
 step_table = pd.concat([pd.read_csv(path) for path in sorted(source.glob("steps*.csv"))])
 image_table = pd.read_csv(source / "data.csv")
 search_table = pd.read_json(source / "evaluate.json")
+space_table = pd.read_csv(source / "space.csv")
 
 # %% [markdown]
 # ## The loss alone
@@ -135,6 +136,16 @@ image_table.style.format("{:.1f}", subset=["images/s / PIL, floats"]).format(
 # %% tags=["hide-input"]
 search_table.drop(columns="seconds").style.format(
     precision=3, na_rep="–", subset=[c for c in search_table if "time" in c or "Recall" in c]
+).hide(axis="index")
+
+# %% [markdown]
+# The utilization of {ref}`ch-space` is a search as well, for the nearest training
+# embedding of every test embedding, and goes block by block at the speed of the
+# product:
+
+# %% tags=["hide-input"]
+space_table.style.format(
+    {"time / product": "{:.2f}", "extra MB": "{:,.0f}", "all similarities MB": "{:,.0f}"}
 ).hide(axis="index")
 
 # %% [markdown]

@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import random
 import time
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -21,11 +18,21 @@ import torch.distributed as dist
 from accelerate import PartialState, notebook_launcher
 from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recomputed
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dml import analysis, data, evaluate, losses, mixing_methods, mixup, model, proxygml
+from dml import (
+    analysis,
+    checkpoints,
+    data,
+    evaluate,
+    losses,
+    mixing_methods,
+    mixup,
+    model,
+    parallel,
+    proxygml,
+)
 
 MIXES = ("none", *model.SPACES)
 # losses of several proxies a class, which are not of the generic form
@@ -212,9 +219,9 @@ def build(config: Config, sets: data.Sets, device: torch.device) -> Parts:
         network.features = torch.compile(network.features)
     if config.accumulate > 1:
         part = math.ceil(config.batch_size / config.accumulate)
-        network.features = in_parts(network.features, part)
+        network.features = parallel.in_parts(network.features, part)
     if dist.is_initialized():
-        network.features = in_processes(network.features)
+        network.features = parallel.in_processes(network.features)
     clean = losses.build(
         config.loss, len(sets.train.classes), config.embedding_size, OTHERS, **config.loss_options
     )
@@ -266,73 +273,6 @@ def memory_format(config: Config) -> torch.memory_format:
     return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
-def in_parts(features: Callable[[Tensor], Tensor], size: int) -> Callable[[Tensor], Tensor]:
-    """`features` of a batch, `size` images at a time, in the memory of one part.
-
-    A sum of gradients over parts of the batch (gradient accumulation) would change what is learnt:
-    a metric-learning loss compares every image with every other. Here the loss sees the whole
-    batch. Forward keeps the feature maps alone; backward runs each part again and goes through it,
-    one after the other, as gradient caching (Gao et al., 2021) does, for one more forward pass.
-    Mixed images pass in parts as well.
-
-    Args:
-        features: (B, C, H, W) -> (B, F, h, w), each image by itself: batch norm must be frozen.
-        size: images of a part.
-    """
-
-    def parts(inputs: Tensor) -> Tensor:
-        return torch.cat(
-            [recomputed(features, part, use_reentrant=False) for part in inputs.split(size)]
-        )
-
-    return parts
-
-
-class Gather(torch.autograd.Function):
-    """Rows of all processes, (b, ...) -> (b * processes, ...), in the order of their ranks.
-
-    Every process computes the same loss of all rows, so the gradient of its own rows is complete.
-    It is multiplied by the number of processes, by which `average_gradients` divides.
-    """
-
-    @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
-        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rows)
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return grad.chunk(dist.get_world_size())[dist.get_rank()] * dist.get_world_size()
-
-
-def in_processes(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`features` of a batch, of which each process of torch.distributed takes an equal share.
-
-    Every process is a replica: it has the whole batch, draws the same lambda and computes the whole
-    loss; the backbone, which costs most, is divided. Mixed images are divided as well. So a run
-    learns the same with any number of processes.
-
-    Args:
-        features: (B, C, H, W) -> (B, F, h, w), each image by itself: batch norm must be frozen.
-    """
-
-    def shares(inputs: Tensor) -> Tensor:
-        size = math.ceil(len(inputs) / dist.get_world_size())
-        mine = torch.arange(dist.get_rank() * size, (dist.get_rank() + 1) * size)
-        mine = mine.clamp(max=len(inputs) - 1).to(inputs.device)  # the last share may be short
-        return Gather.apply(features(inputs[mine]).contiguous())[: len(inputs)]
-
-    return shares
-
-
-def average_gradients(*modules: nn.Module) -> None:
-    """The mean over processes of every gradient, in place: see `Gather`."""
-    for parameter in (p for module in modules for p in module.parameters() if p.grad is not None):
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= dist.get_world_size()
-
-
 def steps(
     config: Config, parts: Parts, batches, device: torch.device, bar: tqdm
 ) -> Iterator[tuple[Tensor, int]]:
@@ -366,7 +306,7 @@ def steps(
         parts.optimizer.zero_grad(set_to_none=True)
         parts.scaler.scale(loss).backward()
         if dist.is_initialized():
-            average_gradients(network, criterion)
+            parallel.average_gradients(network, criterion)
         if config.clip_value is not None:
             parts.scaler.unscale_(parts.optimizer)
             nn.utils.clip_grad_value_(network.parameters(), config.clip_value)
@@ -443,7 +383,7 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
     """Train and evaluate as `config` says; what was trained, and what the run's record holds of it.
 
     In a process group of torch.distributed (`launch`) every process calls it alike; they share the
-    backbone's work (`in_processes`), and the first of them writes.
+    backbone's work (`dml.parallel`), and the first of them writes.
 
     Args:
         config: the run.
@@ -470,9 +410,9 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
         seed=config.seed,
     )
     history: list[dict] = []
-    if checkpoint is not None and (state := _newest_whole(checkpoint, device)):
+    if checkpoint is not None and (state := checkpoints.load(checkpoint, device)):
         history = _resume(state, config, parts, device)
-    writes = checkpoint is not None and is_first() and len(history) < config.epochs
+    writes = checkpoint is not None and parallel.is_first() and len(history) < config.epochs
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     total = config.epochs * len(batches)
@@ -483,7 +423,7 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
             unit="step",
             desc=config.id,
             mininterval=2,
-            disable=not is_first(),
+            disable=not parallel.is_first(),
         ) as bar,
         SummaryWriter(checkpoint.parent / "tensorboard") if writes else nullcontext() as board,
     ):
@@ -514,7 +454,7 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
             history.append(row)
             if writes:
                 _show(board, row, [loss for loss, _ in results], epoch * len(batches))
-                _save(checkpoint, config, parts, history, device)
+                checkpoints.save(checkpoint, _state(config, parts, history, device))
     return parts, _summary(config, history, device)
 
 
@@ -555,11 +495,6 @@ def _show(board: SummaryWriter, row: dict, step_losses: list[float], step: int) 
     board.flush()
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes: the only one, or the first of several."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
 def pick_device(name: str) -> torch.device:
     """The device called `name`; "auto" is the GPU where there is one.
 
@@ -579,58 +514,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-# -- Stopping is safe: the state after each epoch, whole or not at all
+# -- Stopping is safe: everything that the next epoch depends on
 
 _STATEFUL = ("network", "criterion", "optimizer", "schedule", "scaler")
 
 
-def _save(
-    path: Path, config: Config, parts: Parts, history: list[dict], device: torch.device
-) -> None:
+def _state(config: Config, parts: Parts, history: list[dict], device: torch.device) -> dict:
     state = {name: getattr(parts, name).state_dict() for name in _STATEFUL}
     state |= {"config": dataclasses.asdict(config), "history": history}
     state |= {"torch": torch.get_rng_state(), "mixing": parts.rng.bit_generator.state}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch's own is a RuntimeError
-        partial.unlink(missing_ok=True)
-        raise OSError(
-            f"{path} could not be written, is the disk full? The run will go on from epoch "
-            f"{len(history) - 1} ({error})"
-        ) from error
-    if path.exists():
-        path.replace(previous(path))
-    partial.replace(path)  # atomic: a reader sees a whole state at every moment
-
-
-def previous(path: Path) -> Path:
-    """The checkpoint before the one at `path`, which is kept in case that one is damaged."""
-    return path.with_suffix(".previous.pt")
-
-
-def _newest_whole(path: Path, device: torch.device) -> dict | None:
-    """The newest state that is whole, or None where there is none: the run then starts anew.
-
-    Warns:
-        UserWarning: a checkpoint that is damaged.
-    """
-    for file in filter(Path.exists, (path, previous(path))):
-        try:
-            with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
-                culprit = archive.testzip()
-            if culprit is None:
-                return torch.load(file, map_location=device, weights_only=True)
-        except zipfile.BadZipFile as error:
-            culprit = error
-        warnings.warn(f"{file} is damaged ({culprit}): going on from before it", stacklevel=3)
-    return None
+    return state
 
 
 def _resume(state: dict, config: Config, parts: Parts, device: torch.device) -> list[dict]:

@@ -19,7 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
-from dml import data, runs, train
+from dml import checkpoints, data, runs, train
 
 SMALL = {
     "dataset": "digits",
@@ -49,7 +49,7 @@ def measured(outcome):
 
 def stop_after(epochs, settings, sets, checkpoint):
     """A run that is interrupted after some epochs; its checkpoint stays."""
-    save, count = train._save, []
+    save, count = checkpoints.save, []
 
     def counting(*args):
         save(*args)
@@ -58,7 +58,7 @@ def stop_after(epochs, settings, sets, checkpoint):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "_save", counting)
+        patch.setattr(checkpoints, "save", counting)
         train.fit(settings, sets, checkpoint)
 
 
@@ -103,7 +103,7 @@ def test_of_damaged_checkpoints_the_newest_whole_one_is_gone_on_from(sets, tmp_p
     settings, path = config(epochs=4, mix="none"), tmp_path / "checkpoint.pt"
     expected = measured(train.fit(settings, sets)[1])
     stop_after(3, settings, sets, path)
-    for file in (path, train.previous(path))[: 1 + both]:
+    for file in (path, checkpoints.previous(path))[: 1 + both]:
         damage(file, how)
     with pytest.warns(UserWarning, match=r"checkpoint.*pt is damaged"):
         outcome = train.fit(settings, sets, path)[1]

@@ -8,7 +8,7 @@
 
 # %% [markdown]
 # (ch-when)=
-# # Whether mixup helps depends on the setting
+# # At this size, embedding mixup did not pay
 #
 # Should you mix? By the end of this page you will know on what the answer depended
 # here: the number of classes, the length of training, how hard the images are, the
@@ -112,8 +112,16 @@ verdict = (
 glue("when-verdict", verdict, display=False)
 related = tested[["baseline", "mean"]].corr(method="spearman").iloc[0, 1]
 glue("with-baseline", f"{related:+.2f}", display=False)
+far = tested.loc[tested["mean"].abs().idxmax()] if len(tested) else None
+largest = "none yet" if far is None else said(tested.loc[[far.name]])
+glue("largest", largest, display=False)
 
 # %% [markdown]
+# The largest difference is at: {glue:text}`largest`. Augmentation and mixing both make
+# the training task harder to protect from overfitting; a network that has seen each
+# image a few times under both may have learnt too little, not too much. That is one
+# reading of these runs; exercise 1 can refute it.
+#
 # Is it simply that mixing helps where the baseline has room, or where it has learned
 # enough? The rank correlation of the difference with the baseline's own Recall@1, over
 # settings, is {glue:text}`with-baseline`.
@@ -167,7 +175,7 @@ glue("emoji-verdict", words, display=False)
 #
 # ## Exercises
 #
-# 1. Move two factors at once: many classes *and* long training. Write the grid, and run
-#    it with `make sweep`.
+# 1. Move two factors at once: augmentation *and* long training. Write the grid, and run
+#    it with `make sweep`. Does the difference shrink?
 # 2. How many seeds would it take to detect a difference of half a point in the setting
 #    with the largest deviation?

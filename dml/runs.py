@@ -199,7 +199,7 @@ def summary(
         by: settings that tell the rows apart; the seed is averaged over.
 
     Returns:
-        A row a group with `runs` and, for each metric, `<metric>` and `<metric>_std` (NaN of one
+        A row a group, in order, with `runs` and, for each metric, `<metric>` and `<metric>_std` (NaN of one
         run).
     """
     groups = table.groupby(list(by), sort=False)
@@ -208,10 +208,10 @@ def summary(
         columns[metric] = 100 * groups[metric].mean()
         columns[f"{metric}_std"] = 100 * groups[metric].std()
     rows = pd.DataFrame(columns).reset_index()
-    if "mix" in rows:
-        rows = rows.sort_values(
-            "mix", key=lambda mixes: mixes.map(list(METHODS).index), kind="stable"
-        )
+    order = list(METHODS).index
+    rows = rows.sort_values(
+        list(by), key=lambda column: column.map(order) if column.name == "mix" else column
+    )
     return rows.reset_index(drop=True)
 
 

@@ -47,6 +47,7 @@ NAMES = {
     "epochs": ("epochs", "{}"),
     "distortion": ("distortion of images", "times {}"),
     "augment": ("augmentation", "{}"),
+    "long": ("the same, 30 epochs", "{}"),
     "dimensions": ("dimensions", "{}"),
     "images": ("images a class", "{}"),
 }
@@ -80,9 +81,9 @@ plot.forest(gains)
 
 # %% tags=["hide-input"]
 tested = runs.tested(gains)
-shown = ["group", "label", "seeds", "baseline", "mean", "std", "low", "high", "detectable", "holm"]
+shown = ["group", "label", "seeds", "baseline", "mean", "low", "high", "detectable", "holm"]
 tested[shown].style.format("{:.1f}", subset=["baseline"]).format(
-    "{:.2f}", subset=["mean", "std", "low", "high", "detectable"]
+    "{:.2f}", subset=["mean", "low", "high", "detectable"]
 ).format("{:.3f}", subset=["holm"]).hide(axis="index")
 
 # %% [markdown]

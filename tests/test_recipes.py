@@ -233,7 +233,7 @@ def test_papermill_leaves_the_record_and_the_executed_notebook_of_a_data_set(
     record = runs.execute(*job)
     assert (record["config"]["dataset"], record["config"]["loss"]) == (dataset, loss)
     names = sorted(path.name for path in runs.folder(record["id"]).iterdir())
-    assert names == ["record.json", "training.ipynb"]
+    assert names == ["record.json", "tensorboard", "training.ipynb"]
     notebook = nbformat.read(runs.folder(record["id"]) / "training.ipynb", 4)
     assert any(cell.get("outputs") for cell in notebook.cells)
     assert runs.load(dataset=dataset)["id"].tolist() == [record["id"]]

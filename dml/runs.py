@@ -199,8 +199,8 @@ def summary(
         by: settings that tell the rows apart; the seed is averaged over.
 
     Returns:
-        A row a group, in order, with `runs` and, for each metric, `<metric>` and `<metric>_std` (NaN of one
-        run).
+        A row a group, in order, with `runs` and, for each metric, `<metric>` and `<metric>_std`
+        (NaN of one run).
     """
     groups = table.groupby(list(by), sort=False)
     columns = {"runs": groups.size()}

@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 
 from dml import runs, train
 
@@ -159,3 +162,19 @@ def test_the_command_says_what_is_wrong_without_a_traceback(results):
     assert "loss='triplet'" in outcome.stderr and "Traceback" not in outcome.stderr
     outcome = command("run", "--set", "loss")
     assert outcome.returncode == 2 and "NAME=VALUE" in outcome.stderr
+
+
+def test_many_comparisons_are_corrected_by_holms_method():
+    differences = {"a": [1.0, 1.2, 0.9], "b": [0.1, -0.2, 0.3], "c": [2.0, 2.5, 1.0], "one": [1.0]}
+    rows = pd.DataFrame(
+        {"mix": mix, "seeds": len(d), "mean": np.mean(d), "std": np.std(d, ddof=1) if d[1:] else 0}
+        for mix, d in differences.items()
+    )
+    tested = runs.tested(rows).set_index("mix")
+    several = {mix: d for mix, d in differences.items() if len(d) > 1}
+    p = {mix: stats.ttest_1samp(d, 0).pvalue for mix, d in several.items()}
+    assert tested["p"].to_dict() == pytest.approx(p)
+    largest = 0.0
+    for rank, mix in enumerate(sorted(p, key=p.get)):
+        largest = max(largest, (len(p) - rank) * p[mix])
+        assert tested["holm"][mix] == pytest.approx(min(1, largest))

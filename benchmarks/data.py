@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -89,10 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder))
         rows = [row for kind in PAPERS for row in measure(kind, given.rounds, Path(folder))]
-    table = pd.DataFrame(rows)
-    print(table.round(2).to_string(index=False))
-    if given.out:
-        table.to_csv(given.out, index=False, float_format="%.4g")
+    cost.report(rows, given.out)
 
 
 if __name__ == "__main__":

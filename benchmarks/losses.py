@@ -7,7 +7,6 @@ ours and pytorch-metric-learning's, on random embeddings.
 import argparse
 from pathlib import Path
 
-import pandas as pd
 import torch
 from pytorch_metric_learning import distances, miners
 from pytorch_metric_learning import losses as library
@@ -77,10 +76,7 @@ def main() -> None:
         for kind in LABELS
         for batch in given.batches
     ]
-    table = pd.DataFrame(rows)
-    print(table.round(2).to_string(index=False))
-    if given.out:
-        table.to_csv(given.out, index=False, float_format="%.4g")
+    cost.report(rows, given.out)
 
 
 if __name__ == "__main__":

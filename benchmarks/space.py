@@ -7,7 +7,6 @@ the two matrices, and its memory beyond them.
 import argparse
 from pathlib import Path
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -47,10 +46,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    table = pd.DataFrame([measure(n, given.rounds) for n in given.sizes])
-    print(table.round(2).to_string(index=False))
-    if given.out:
-        table.to_csv(given.out, index=False, float_format="%.4g")
+    cost.report([measure(n, given.rounds) for n in given.sizes], given.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from dml import cost, losses, mixup, model
@@ -112,10 +111,7 @@ def main() -> None:
     for name in given.losses:
         for batch in given.batches:
             rows += measure(given.backbone, name, given.size, batch, given.rounds)
-    table = pd.DataFrame(rows)
-    print(table.round(2).to_string(index=False))
-    if given.out:
-        table.to_csv(given.out, index=False, float_format="%.4g")
+    cost.report(rows, given.out)
 
 
 if __name__ == "__main__":

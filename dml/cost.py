@@ -4,6 +4,7 @@
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -36,6 +37,14 @@ def seconds(calls: dict[str, Callable[[], object]], rounds: int, warm_up: int = 
 def ratios(measured: pd.DataFrame, to: str) -> pd.Series:
     """The median over rounds of each column's ratio to the column `to` of the same round."""
     return measured.div(measured[to], axis=0).median()
+
+
+def report(rows: list[dict], out: Path | None) -> None:
+    """Print rows as a table and, with `out`, write them to that file as CSV."""
+    table = pd.DataFrame(rows)
+    print(table.round(2).to_string(index=False))
+    if out:
+        table.to_csv(out, index=False, float_format="%.4g")
 
 
 def peak_memory(call: Callable[[], object]) -> int:

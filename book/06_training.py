@@ -82,7 +82,7 @@ fold: int = 0  # which of them is held out
 seed: int = 0  # of weights, batches and mixing; equal seeds see equal batches
 device: str = "auto"  # the GPU where there is one
 precision: str = "float32"  # of the network, or bfloat16, float16
-channels_last: bool = False  # order of feature maps in memory, for a GPU
+channels_last: bool = False  # order of feature maps in memory: faster convolutions
 compile: bool = False  # torch.compile of the backbone
 accumulate: int = 1  # parts of a batch that pass the backbone in turn: less memory
 processes: int = 1  # replicas on this machine that share the work, one a GPU
@@ -136,9 +136,9 @@ Code(inspect.getsource(train.model.EmbeddingModel.mixer), language="python")
 # A run that has a record is not run again; one that was stopped continues after its
 # last whole epoch. The record is written at the end, whole or not at all. Meanwhile
 # `tensorboard --logdir results/runs` shows the loss of every step. With `processes=2`
-# Accelerate starts two of them, on two GPUs where there are two: each is a replica that
-# passes its share of the batch through the backbone and sees the embeddings of all, so
-# that the loss compares every image with every other, as in one process.
+# Accelerate starts as many replicas, one a GPU where there are GPUs: each passes its
+# share of the batch through the backbone and sees the features of all, so that the loss
+# compares every image with every other, as in one process.
 
 # %%
 record = runs.finished(config)

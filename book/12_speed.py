@@ -112,8 +112,8 @@ for name, value in {
 # A network waits for images unless they come faster than it works. The papers' code
 # decodes a JPEG for every image of every epoch and computes on floats; `dml.data`
 # decodes once into a memory-mapped file of bytes (`cache=256`), crops bytes, and lets
-# the model normalise on its own device. Photographs of 500 by 375 pixels, crops of 224,
-# batches of 100, on one core:
+# the model normalise on its own device. Photographs and crops of the sizes that the
+# papers' data sets have (`benchmarks/data.py`), on one core:
 
 # %% tags=["hide-input"]
 image_table.drop(columns="images/s").style.format(
@@ -151,7 +151,7 @@ space_table.style.format(
 # %% [markdown]
 # ## Several GPUs, and clusters
 #
-# With `processes=4` Accelerate starts four replicas, one a GPU. Only the backbone is
+# With `processes=4` Accelerate starts as many replicas, one a GPU. Only the backbone is
 # divided: each replica passes its share of the images, and of the mixed ones, through it
 # and gathers everyone's feature maps; the loss compares the whole batch with itself in
 # every replica. What is learnt is what one process learns. A grid of runs needs none of

@@ -36,9 +36,10 @@ metric: str = "recall_at_1"  # what is compared
 # %% [markdown]
 # ## One factor at a time
 #
-# The middle is the setting of {ref}`ch-methods`: 400 characters, half of them to train
-# on, 16 pixels, ten epochs, 128 dimensions, five images a class in a batch, no
-# augmentation. Each seed divides the classes anew. The runs are those of
+# The middle is the setting of {ref}`ch-methods`: {glue:text}`classes` characters, half of
+# them to train on, {glue:text}`size` pixels, {glue:text}`epochs` epochs,
+# {glue:text}`embedding_size` dimensions, {glue:text}`images_per_class` images a class in
+# a batch, no augmentation. Each seed divides the classes anew. The runs are those of
 # `book/recipes/grid-when.yaml`.
 
 # %% tags=["hide-input"]
@@ -47,7 +48,7 @@ NAMES = {
     "epochs": ("epochs", "{}"),
     "distortion": ("distortion of images", "times {}"),
     "augment": ("augmentation", "{}"),
-    "long": ("the same, 30 epochs", "{}"),
+    "long": ("the same, longer", "{}"),
     "dimensions": ("dimensions", "{}"),
     "images": ("images a class", "{}"),
 }
@@ -112,6 +113,13 @@ verdict = (
     f"baseline: {said(sure) or 'none'}."
 )
 glue("when-verdict", verdict, display=False)
+usual = table[table["tag"] == middle].iloc[0]
+for name in ("classes", "size"):
+    glue(name, usual["dataset_options"][name], display=False)
+for name in ("epochs", "embedding_size", "images_per_class"):
+    glue(name, int(usual[name]), display=False)
+longer = table[table["tag"] == f"{tag}.long=affine"].iloc[0]
+glue("epochs-long", int(longer["epochs"]), display=False)
 related = tested[["baseline", "mean"]].corr(method="spearman").iloc[0, 1]
 glue("with-baseline", f"{related:+.2f}", display=False)
 glue("largest", said(tested.loc[[tested["mean"].abs().idxmax()]]), display=False)
@@ -129,8 +137,8 @@ glue("explains", "holds" if shrinks else "is a part of the answer at most", disp
 # the training task harder, to protect from overfitting; a network that has seen each
 # image a few times under both may have learnt too little rather than too much. If that
 # is so, longer training should shrink the difference. With augmentation, it is
-# {glue:text}`augmented` points after the usual epochs, and {glue:text}`augmented-long`
-# after three times as many, where the baseline has {glue:text}`long-baseline` % in place
+# {glue:text}`augmented` points after {glue:text}`epochs` epochs, and
+# {glue:text}`augmented-long` after {glue:text}`epochs-long`, where the baseline has {glue:text}`long-baseline` % in place
 # of {glue:text}`short-baseline` %: the explanation {glue:text}`explains`.
 #
 # Is it simply that mixing helps where the baseline has room, or where it has learned
@@ -141,7 +149,7 @@ glue("explains", "holds" if shrinks else "is a part of the answer at most", disp
 #
 # The papers start from ImageNet weights, and so do these runs: an EfficientNet-Lite0 is
 # fine-tuned on emoji, where a class is an emoji and its images are the vendors'
-# drawings of it, at 64 pixels and on a schedule far shorter than the papers'
+# drawings of it, at few pixels and on a schedule far shorter than the papers'
 # (`book/recipes/emoji.yaml`, `grid-emoji.yaml`). Proxy anchor's settings were chosen on
 # validation classes (`grid-emoji-validation.yaml`).
 
@@ -184,7 +192,7 @@ glue("emoji-differ", differ, display=False)
 # enough that it has stopped improving; hold classes out of the training set and compare
 # on them, with several seeds and paired differences; mix embeddings first, because that
 # costs nearly nothing ({ref}`ch-speed`); start with a small weight, the safest of the
-# variants in {ref}`ch-variants`. If the difference is within the noise of five seeds,
+# variants in {ref}`ch-variants`. If the difference is within the noise of the seeds,
 # the method is not what limits you.
 #
 # ## Exercises

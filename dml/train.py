@@ -82,7 +82,7 @@ class Config:
     seed: int = 0  # of weights, batches, mixing; equal seeds see equal batches
     device: str = "auto"  # the GPU where there is one
     precision: str = "float32"  # of the network; the loss is always computed in float32
-    channels_last: bool = False  # order of feature maps in memory: faster convolutions on a GPU
+    channels_last: bool = False  # order of feature maps in memory: faster convolutions
     compile: bool = False  # torch.compile of the backbone: minutes first, faster steps then
     accumulate: int = 1  # parts of a batch that pass the backbone in turn, to save memory
     processes: int = 1  # replicas on this machine that share the work, one a GPU
@@ -355,6 +355,8 @@ def launch(config: Config, sets: data.Sets, checkpoint: Path) -> tuple[Parts, di
 
     Accelerate starts them, and gives each its GPU (or a share of the CPU). What they have trained
     comes back by the checkpoint of the last epoch.
+
+    Args, returns: as for `fit`; the checkpoint is needed.
 
     Raises:
         ValueError: more processes than GPUs, where there is a GPU.

@@ -112,6 +112,13 @@ def test_a_notebook_starts_the_processes(tmp_path, monkeypatch):
     assert len(list(board.iterdir())) == 1, "the first process alone writes"
 
 
+def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    settings = train.Config(**SETTINGS | {"device": "auto"})
+    with pytest.raises(ValueError, match="processes=2: this machine has 1 GPUs"):
+        train.launch(settings, data.load("digits"), tmp_path / "checkpoint.pt")
+
+
 def test_a_group_of_another_size_is_refused(tmp_path):
     dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:

@@ -27,7 +27,6 @@ plot.use_style()
 
 # %% tags=["parameters"]
 dataset: str = "glyphs"  # of the runs shown
-loss: str = "multi_similarity"  # of the learning curves
 
 # %% [markdown]
 # ## On this machine
@@ -68,11 +67,11 @@ full = runs.load(dataset=dataset, profile="paper", tag="", folds=0)
 Markdown(
     runs.markdown(runs.summary(full))
     if len(full)
-    else f"No record yet. `make run DATASET={dataset} LOSS={loss} MIX=none` makes one."
+    else f"No record yet. `make run DATASET={dataset} MIX=none` makes one."
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Glyphs at full size: Recall@1 on unseen classes by epoch, the mean over seeds and their range.", "name": "fig-curves"}, "image": {"alt": "Learning curves of the baseline and of Metrix on all of glyphs, one line a method with a narrow band for its seeds."}}
-plot.learning_curves(runs.history(full[full["loss"] == loss]), runs.METHODS)
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Glyphs at full size: Recall@1 on unseen classes by epoch, the mean over seeds and their range.", "name": "fig-curves"}, "image": {"alt": "Learning curves of the baseline and of Metrix on all of glyphs, a panel a loss, one line a method with a band for its seeds."}}
+plot.learning_curves(runs.history(full), runs.METHODS)
 
 # %% [markdown]
 # Runs of one seed differ in the mixing alone, so what mixing adds is best read from
@@ -80,23 +79,14 @@ plot.learning_curves(runs.history(full[full["loss"] == loss]), runs.METHODS)
 # of the mean, in points.
 
 # %% tags=["hide-input"]
-gains = runs.gains(full)
-gains["method"] = gains["mix"].map(runs.METHODS)
-shown = gains[["loss", "method", "seeds", "mean", "std", "low", "high"]]
+gains = runs.named(runs.gains(full))
+shown = gains[["group", "label", "seeds", "mean", "std", "low", "high"]]
 shown.style.format("{:+.2f}", na_rep="one seed", subset=["mean", "low", "high"]).format(
     "{:.2f}", na_rep="one seed", subset=["std"]
 ).hide(axis="index") if len(gains) else Markdown("No pairs of runs yet.")
 
 # %% tags=["remove-cell"]
-one = gains[gains["loss"] == loss]
-verdict = "There are no such runs yet."
-if len(one):
-    parts = []
-    for _, row in one.iterrows():
-        word = "more" if row["mean"] > 0 else "less"
-        parts.append(f"{row['method']} ends {abs(row['mean']):.1f} points {word} than the baseline")
-    verdict = f"With {loss.replace('_', ' ')} on glyphs at full size, " + ", ".join(parts) + "."
-glue("verdict", verdict, display=False)
+glue("verdict", runs.verdict(runs.tested(gains)), display=False)
 
 # %% [markdown]
 # {glue:text}`verdict` This is a small network, trained from random weights on drawings; it

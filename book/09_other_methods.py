@@ -251,11 +251,7 @@ shown.rename(index=runs.METHODS, level="mix").style.format(
 
 # %% tags=["hide-input"]
 table = runs.load(dataset=dataset, tag=tag, profile="paper", folds=0)
-gains = runs.gains(table, metric)
-gains["group"] = gains["loss"].str.replace("_", " ")
-gains["label"] = gains["mix"].map(runs.METHODS)
-order = {name: n for n, name in enumerate(runs.METHODS)}
-gains = gains.sort_values(["loss", "mix"], key=lambda column: column.map(lambda v: order.get(v, v)))
+gains = runs.named(runs.gains(table, metric))
 Markdown(
     f"{len(table)} runs: {table['loss'].nunique()} losses, {table['mix'].nunique()} methods, "
     "the baseline among them."
@@ -280,19 +276,7 @@ shown = ["group", "label", "seeds", "mean", "std", "low", "high", "detectable", 
 several[shown].style.format(precision=2).format("{:.3f}", subset=["p", "holm"]).hide(axis="index")
 
 # %% tags=["remove-cell"]
-verdict = "There are no runs yet."
-if len(several):
-    sure = several[several["holm"] < 0.05]
-    said = [
-        f"{row['label']} with {row['group']} ({row['mean']:+.1f})" for _, row in sure.iterrows()
-    ]
-    verdict = (
-        f"Of {len(several)} comparisons, {(several['low'] > 0).sum()} have an interval wholly "
-        f"above zero and {(several['high'] < 0).sum()} one wholly below; after Holm's correction "
-        f"these differ from the baseline: {'; '.join(said) or 'none'}. The median detectable "
-        f"difference is {several['detectable'].median():.1f} points."
-    )
-glue("methods-verdict", verdict, display=False)
+glue("methods-verdict", runs.verdict(several), display=False)
 
 # %% [markdown]
 # {glue:text}`methods-verdict`

@@ -97,22 +97,7 @@ tested[shown].style.format("{:.1f}", subset=["baseline"]).format(
 
 
 # %% tags=["remove-cell"]
-def said(rows):
-    """The rows as words."""
-    return "; ".join(
-        f"{row['group']} {row['label']} ({row['mean']:+.1f})".strip() for _, row in rows.iterrows()
-    )
-
-
-sure = tested[tested["holm"] < 0.05]
-verdict = (
-    f"Of {len(tested)} settings, the mean difference is positive in "
-    f"{(tested['mean'] > 0).sum()} and negative in {(tested['mean'] < 0).sum()}. "
-    f"{(tested['low'] > 0).sum()} intervals lie wholly above zero and "
-    f"{(tested['high'] < 0).sum()} wholly below. After correction these differ from their "
-    f"baseline: {said(sure) or 'none'}."
-)
-glue("when-verdict", verdict, display=False)
+glue("when-verdict", runs.verdict(tested), display=False)
 usual = table[table["tag"] == middle].iloc[0]
 for name in ("classes", "size"):
     glue(name, usual["dataset_options"][name], display=False)
@@ -122,7 +107,8 @@ longer = table[table["tag"] == f"{tag}.long=affine"].iloc[0]
 glue("epochs-long", int(longer["epochs"]), display=False)
 related = tested[["baseline", "mean"]].corr(method="spearman").iloc[0, 1]
 glue("with-baseline", f"{related:+.2f}", display=False)
-glue("largest", said(tested.loc[[tested["mean"].abs().idxmax()]]), display=False)
+largest = tested.loc[tested["mean"].abs().idxmax()]
+glue("largest", f"{largest['group']} {largest['label']} ({largest['mean']:+.1f})", display=False)
 by_name = tested.set_index("tag")
 short, long = (by_name.loc[f"{tag}.{name}"] for name in ("augment=affine", "long=affine"))
 for name, row in {"augmented": short, "augmented-long": long}.items():
@@ -158,35 +144,27 @@ emoji = runs.load(dataset=fine_tuned, tag="", profile="paper", folds=0)
 Markdown(runs.markdown(runs.summary(emoji)) if len(emoji) else "No runs yet.")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Fine-tuning on emoji: what Metrix adds to the baseline of the same seed and loss, mean difference in Recall@1 on unseen classes and its 95 % confidence interval.", "name": "fig-emoji"}, "image": {"alt": "A forest plot: a point and an interval for each space of Metrix, in a group for each loss, around a vertical line at no difference."}}
-tuned = runs.gains(emoji, metric)
-tuned["group"], tuned["label"] = tuned["loss"].str.replace("_", " "), tuned["mix"].map(runs.METHODS)
+tuned = runs.named(runs.gains(emoji, metric))
 plot.forest(tuned)
 
-# %% tags=["remove-cell"]
+# %% tags=["hide-input"]
 judged = runs.tested(tuned)
-words = "There are no such runs yet."
-if len(judged):
-    listed = "; ".join(
-        f"{row['label']} with {row['group']} {row['mean']:+.1f} "
-        f"[{row['low']:+.1f}, {row['high']:+.1f}]"
-        for _, row in judged.iterrows()
-    )
-    words = (
-        f"{listed}. After correction for {len(judged)} comparisons "
-        f"{(judged['holm'] < 0.05).sum()} of them differ from the baseline; "
-        f"{judged['detectable'].median():.1f} points could have been seen (median)."
-    )
-glue("emoji-verdict", words, display=False)
-differ = f"{(judged['holm'] < 0.05).sum()} of {len(judged)}" if len(judged) else "none"
-glue("emoji-differ", differ, display=False)
+shown = ["group", "label", "seeds", "mean", "low", "high", "detectable", "holm"]
+judged[shown].style.format("{:.2f}", subset=["mean", "low", "high", "detectable"]).format(
+    "{:.3f}", subset=["holm"]
+).hide(axis="index")
+
+# %% tags=["remove-cell"]
+glue("emoji-verdict", runs.verdict(judged), display=False)
 
 # %% [markdown]
-# In points of Recall@1: {glue:text}`emoji-verdict`
+# {glue:text}`emoji-verdict`
 #
 # ## What we saw
 #
-# {glue:text}`when-verdict` In fine-tuning, {glue:text}`emoji-differ` comparisons differ
-# after correction.
+# From random weights: {glue:text}`when-verdict`
+#
+# In fine-tuning: {glue:text}`emoji-verdict`
 #
 # What follows for practice is a procedure, not a setting. Train the baseline long
 # enough that it has stopped improving; hold classes out of the training set and compare

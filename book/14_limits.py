@@ -71,23 +71,25 @@ glue("devices", "; ".join(sorted(ours["device"].unique())), display=False)
 #
 # {glue:text}`own-runs` runs of this project stand behind its pages, on
 # {glue:text}`own-sets`, made on {glue:text}`devices`. They differ from the papers' in
-# everything that could matter to mixing: a small network in place of a ResNet-50, random
-# weights in place of ImageNet's, drawings in place of photographs, minutes in place of
-# days. Equal seeds see equal batches, so the differences between methods are measured
-# well; what they would be elsewhere is not measured at all.
+# everything that could matter to mixing: a small network in place of a ResNet-50,
+# drawings in place of photographs, minutes in place of days, and random weights in
+# place of ImageNet's everywhere but on emoji. Equal seeds see equal batches, so the
+# differences between methods are measured well; what they would be elsewhere is not
+# measured at all.
 #
-# - **That mixup did not help here does not mean that it does not help there.** Where a
-#   network is still learning at its last step, everything that makes the task harder
-#   slows it. {ref}`ch-variants` shows that the smaller the weight of the mixed loss, the
-#   nearer the baseline.
+# - **What mixup did here is not what it does there.** Where a network is still learning
+#   at its last step, everything that makes the task harder may slow it;
+#   {ref}`ch-when` tries how far that goes, and does not find the whole answer in it.
 # - **Selection.** The papers report the best epoch, chosen on the test set. This book
 #   reports the last, and keeps the best under its own name.
 # - **One source of classes.** Glyphs share strokes as birds do not share feathers. Seeds
 #   vary weights, batches and mixing, not which classes are held out, unless a page says
 #   so.
-# - **Settings.** Every method runs on a schedule that is none of its paper's, and its
-#   settings were chosen among two or three, on validation classes. A wider search would
-#   help some of them, the baseline perhaps among them.
+# - **Settings.** Every method runs on a schedule that is none of its paper's. Where
+#   methods are compared ({ref}`ch-methods`) their settings were chosen among two or
+#   three, on validation classes; on emoji and on glyphs at full size Metrix has its
+#   paper's weight. A wider search would help some of them, the baseline perhaps among
+#   them.
 #
 # ## What the papers leave open
 #

@@ -194,9 +194,8 @@ class GenericLoss(BaseMetricLossFunction):
             if num_classes is None or embedding_size is None:
                 raise ValueError("a loss with proxies needs num_classes and embedding_size")
             self.proxies = torch.nn.Parameter(torch.empty(num_classes, embedding_size))
-            torch.nn.init.kaiming_normal_(
-                self.proxies, mode="fan_out"
-            )  # as Proxy Anchor's authors do
+            # as Proxy Anchor's authors do
+            torch.nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 
     # -- eq-generic, from the inside out
 

@@ -5,9 +5,9 @@ A candidate v of an anchor a is mixed from two parents, v = mix(u, u') with lamb
 alpha), its label from theirs with the same lambda, and the loss is the generic one over mixed
 candidates (book/03_interpolating_labels):
 
-    l~(a) = tau( sigma+( sum_v y_v rho+(s(a, v)) ) + sigma-( sum_v (1 - y_v) rho-(s(a, v)) ) )
-       (eq-mixed) total = mean_a l(a) + w mean_a l~(a)
-                        (eq-total)
+    l~(a) = tau( sigma+( sum_v y_v rho+(s(a, v)) )
+               + sigma-( sum_v (1 - y_v) rho-(s(a, v)) ) )                             (eq-mixed)
+    total = mean_a l(a) + w mean_a l~(a)                                               (eq-total)
 """
 
 from __future__ import annotations
@@ -381,9 +381,8 @@ def _between_parents(clean: Comparison, family: Parents) -> Tensor:
     gathered = (
         family.i.numel() if family.grid is None else sum(index.numel() for index in family.grid)
     )
-    if (
-        clean.among_themselves or n * n <= 64 * gathered
-    ):  # a product's entry costs about 1/64 of a gathered vector
+    # an entry of the product costs about 1/64 of a gathered vector
+    if clean.among_themselves or n * n <= 64 * gathered:
         gram = clean.similarity if clean.among_themselves else Gram.apply(x)
         return gram.reshape(-1).gather(0, (family.i * n + family.j).reshape(-1)).view_as(family.i)
     if family.grid is not None:

@@ -335,30 +335,37 @@ def _show(axis, image) -> None:
 
 
 def learning_curves(history, methods: dict, metric: str = "recall_at_1"):
-    """A metric by epoch, a line a method: the mean over seeds, and their range as a band.
+    """A metric by epoch, a panel a loss and a line a method: the mean over seeds, and their range
+    as a band.
 
     Args:
-        history: rows of epochs with `mix`, `seed`, `epoch` and the metric, `dml.runs.history`.
+        history: rows of epochs with `loss`, `mix`, `seed`, `epoch` and the metric,
+            `dml.runs.history`.
         methods: what each `mix` is called.
         metric: a column of values in [0, 1].
     """
-    figure, axis = _subplots(figsize=SIZE["medium"])
-    axis.set(
-        xlabel="epoch", ylabel=f"{metric.replace('_at_', '@').replace('_', ' ').capitalize()} (%)"
-    )
     if not len(history):
+        figure, axis = _subplots(figsize=SIZE["medium"])
         axis.text(0.5, 0.5, "no runs yet", ha="center", transform=axis.transAxes)
         return figure
     tested = history.dropna(subset=metric)
-    for mix, name in methods.items():
-        rows = tested[tested["mix"] == mix]
-        if len(rows):
+    losses = sorted(tested["loss"].unique())
+    size = SIZE["medium" if len(losses) == 1 else "wide"]
+    figure, axes = _subplots(1, len(losses), figsize=size, sharey=True, squeeze=False)
+    for axis, loss in zip(axes[0], losses, strict=True):
+        axis.set(xlabel="epoch", title=loss.replace("_", " "))
+        of_loss = tested[tested["loss"] == loss]
+        for mix, label in methods.items():
+            rows = of_loss[of_loss["mix"] == mix]
+            if not len(rows):
+                continue
             curve = 100 * rows.groupby("epoch")[metric].agg(["mean", "min", "max"])
-            seeds = rows["seed"].nunique()
-            label = f"{name} ({seeds} seed{'s' if seeds > 1 else ''})"
             axis.plot(curve.index, curve["mean"], color=COLOUR[mix], label=label)
             axis.fill_between(curve.index, curve["min"], curve["max"], color=COLOUR[mix], alpha=0.2)
-    axis.legend()
+    name = metric.replace("_at_", "@").replace("_", " ").capitalize()
+    axes[0, 0].set_ylabel(f"{name} (%)")
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.lines}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines))
     return figure
 
 
@@ -367,7 +374,7 @@ def forest(rows, xlabel: str = "points of Recall@1 beside the baseline of the sa
 
     Args:
         rows: `dml.runs.gains` with two more columns, `group` (a heading over consecutive rows) and
-            `label`.
+            `label`, as `dml.runs.named` adds them.
         xlabel: what the differences are.
     """
     if not len(rows):

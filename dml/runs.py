@@ -159,14 +159,14 @@ def load(**where) -> pd.DataFrame:
 
 def history(table: pd.DataFrame) -> pd.DataFrame:
     """The learning curves of the runs of `load`, a row an epoch of a run, with the run's settings
-    beside it."""
+    beside it; `loss` is the name of the loss, `training_loss` its value."""
     rows = []
     for run in table.to_dict("records"):
         record = read(folder(run["id"]) / "record.json")
         settings = {
             key: run[key] for key in ("id", "dataset", "loss", "mix", "seed", "tag", "profile")
         }
-        rows += [settings | row for row in record["history"]]
+        rows += [row | {"training_loss": row["loss"]} | settings for row in record["history"]]
     return pd.DataFrame(rows)
 
 
@@ -269,6 +269,41 @@ def tested(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """`gains` with two more columns, `group` (the loss) and `label` (the method), in their order:
+    what `dml.plot.forest` and `verdict` show."""
+    order = list(METHODS).index
+    rows = rows.sort_values(
+        ["loss", "mix"], key=lambda column: column.map(order) if column.name == "mix" else column
+    )
+    labels = rows["mix"].map(METHODS)
+    return rows.assign(group=rows["loss"].str.replace("_", " "), label=labels).reset_index(
+        drop=True
+    )
+
+
+def verdict(rows: pd.DataFrame) -> str:
+    """What comparisons say together, as a sentence or three that are true of any outcome.
+
+    Args:
+        rows: from `tested`, with `group` and `label`, from `named` or a chapter's own.
+    """
+    if not len(rows):
+        return "There are no such runs yet."
+    said = "; ".join(
+        f"{row['group']} {row['label']} ({row['mean']:+.1f})".strip()
+        for _, row in rows[rows["holm"] < 0.05].iterrows()
+    )
+    positive, negative = (rows["mean"] > 0).sum(), (rows["mean"] < 0).sum()
+    above, below = (rows["low"] > 0).sum(), (rows["high"] < 0).sum()
+    return (
+        f"Of {len(rows)} comparisons, the mean difference is positive in {positive} and negative "
+        f"in {negative}; {above} intervals lie wholly above zero and {below} wholly below. After "
+        f"Holm's correction these differ from the baseline: {said or 'none'}. A true difference "
+        f"of {rows['detectable'].median():.1f} points could have been seen (median)."
+    )
+
+
 def markdown(rows: pd.DataFrame) -> str:
     """`summary` as a table of Markdown: mean ± standard deviation over seeds, in per cent."""
 
@@ -310,9 +345,7 @@ def write_results() -> list[Path]:
     unseen = data.load("glyphs").query
     sample = range(0, len(unseen.classes), len(unseen.classes) // 6)[:6]
     drawn = {unseen.classes[c]: unseen.images[unseen.labels == c] for c in sample}
-    curves = history(
-        load(dataset="glyphs", loss="multi_similarity", profile="paper", tag="", folds=0)
-    )
+    curves = history(load(dataset="glyphs", profile="paper", tag="", folds=0))
     written = {
         figures / "glyphs.svg": plot.class_grid(drawn),
         figures / "curves.svg": plot.learning_curves(curves, METHODS),

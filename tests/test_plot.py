@@ -142,3 +142,27 @@ def test_a_comparison_without_runs_says_so():
     rows = pd.DataFrame(columns=["mix", "seeds", "mean", "std", "low", "high", "group", "label"])
     (axis,) = plot.forest(rows).axes
     assert axis.texts[0].get_text() == "no runs yet"
+
+
+def test_every_loss_has_a_panel_with_the_curves_of_its_own_runs():
+    rows = [
+        {"loss": loss, "mix": mix, "seed": seed, "epoch": epoch, "recall_at_1": value + 0.1 * seed}
+        for (loss, mix), value in {
+            ("contrastive", "none"): 0.2,
+            ("nca", "none"): 0.4,
+            ("nca", "embed"): 0.6,
+        }.items()
+        for seed in (0, 1)
+        for epoch in (1, 2)
+    ]
+    figure = plot.learning_curves(pd.DataFrame(rows), {"none": "baseline", "embed": "mixed"})
+    drawn = {
+        axis.get_title(): {line.get_label(): line.get_ydata() for line in axis.lines}
+        for axis in figure.axes
+    }
+    assert {title: list(lines) for title, lines in drawn.items()} == {
+        "contrastive": ["baseline"],
+        "nca": ["baseline", "mixed"],
+    }
+    np.testing.assert_allclose(drawn["contrastive"]["baseline"], [25, 25])
+    np.testing.assert_allclose(drawn["nca"]["mixed"], [65, 65])

@@ -103,6 +103,7 @@ def test_records_make_a_table_that_selects_by_setting():
     assert len(runs.load(dataset="glyphs")) == 0
     curve = runs.history(runs.load(mix="none"))
     assert len(curve) == 3 and set(curve["seed"]) == {0, 1, 2}
+    assert set(curve["loss"]) == {"multi_similarity"} and curve["training_loss"].notna().all()
 
 
 def test_no_records_make_an_empty_table():
@@ -178,3 +179,27 @@ def test_many_comparisons_are_corrected_by_holms_method():
     for rank, mix in enumerate(sorted(p, key=p.get)):
         largest = max(largest, (len(p) - rank) * p[mix])
         assert tested["holm"][mix] == pytest.approx(min(1, largest))
+
+
+def test_a_verdict_counts_what_the_comparisons_are():
+    rows = pd.DataFrame(
+        [
+            ("b", "up", 1.0, 0.5, 1.5, 0.01),
+            ("a", "down", -2.0, -3.0, -1.0, 0.02),
+            ("a", "level", -0.1, -1.0, 0.8, 1.0),
+        ],
+        columns=["group", "label", "mean", "low", "high", "holm"],
+    ).assign(detectable=[0.7, 0.9, 1.3])
+    said = runs.verdict(rows)
+    assert "3 comparisons" in said and "positive in 1 and negative in 2" in said
+    assert "1 intervals lie wholly above zero and 1 wholly below" in said
+    assert "baseline: b up (+1.0); a down (-2.0)." in said and "0.9 points" in said
+    assert "baseline: none." in runs.verdict(rows[2:])
+    assert runs.verdict(rows[:0]) == "There are no such runs yet."
+
+
+def test_comparisons_are_named_in_the_order_of_losses_and_methods():
+    rows = pd.DataFrame({"loss": ["b_b", "a", "a"], "mix": ["embed", "mochi", "input"]})
+    named = runs.named(rows)
+    assert named["group"].tolist() == ["a", "a", "b b"]
+    assert named["label"].tolist() == ["Metrix, input", "MoCHi", "Metrix, embedding"]

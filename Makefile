@@ -49,6 +49,7 @@ bench: .venv/.installed ## measure costs, each beside the library that people kn
 	$(BIN)/python benchmarks/steps.py --out results/benchmarks/steps.csv
 	$(BIN)/python benchmarks/steps.py --backbone resnet50 --size 224 --batches 16 --losses multi_similarity \
 	  --rounds 3 --out results/benchmarks/steps-resnet50.csv
+	$(BIN)/python benchmarks/training.py --out results/benchmarks/training.csv
 	$(BIN)/python benchmarks/space.py --out results/benchmarks/space.csv
 	$(BIN)/python benchmarks/data.py --out results/benchmarks/data.csv
 	$(BIN)/python benchmarks/evaluate.py --json results/benchmarks/evaluate.json

@@ -137,7 +137,7 @@ for name, network in spaces.items():
     rows[name] = {"Recall@1 (%)": 100 * measured["recall_at_1"]}
     rows[name] |= {measure: measured[measure] for measure in analysis.MEASURES}
 one_seed = pd.DataFrame(rows).T
-one_seed.style.format("{:.2f}")
+one_seed.rename(columns=lambda name: name.replace("_", " ")).style.format("{:.2f}")
 
 # %% [markdown]
 # One seed is an anecdote; the table over seeds is further down. The untrained network
@@ -293,7 +293,7 @@ else:
     missing = Markdown(
         "No record yet: `make sweep GRID=book/recipes/grid-methods.yaml` makes them."
     )
-cells
+cells.rename(columns=lambda name: name.replace("_", " "))
 
 # %% tags=["hide-input"]
 missing

@@ -35,6 +35,7 @@ source = runs.ROOT / folder
 loss_table = pd.read_csv(source / "losses.csv")
 step_table = pd.concat([pd.read_csv(path) for path in sorted(source.glob("steps*.csv"))])
 image_table = pd.read_csv(source / "data.csv")
+run_table = pd.read_csv(source / "training.csv")
 search_table = pd.read_json(source / "evaluate.json")
 space_table = pd.read_csv(source / "space.csv")
 
@@ -105,6 +106,23 @@ for name, value in {
     "ms-most": loss_table.loc[loss_table["loss"] == "multi_similarity", "time / library"].max(),
 }.items():
     glue(name, f"{value:.2f}", display=False)
+
+# %% [markdown]
+# ## A run, beside the network alone
+#
+# A run's own loop, fed by its loader, does more than its backbone: it pools, embeds,
+# compares, mixes, updates and gets images. Images per second of all that, as a share of
+# what the same timm model reaches with a bare forward and backward of a batch that lies
+# ready; peak memory beside its, where CUDA counts it; and the share of a step that is
+# spent waiting for images (`benchmarks/training.py`, which takes a GPU where there is
+# one; without, a step waits for all that its one thread does for images):
+
+# %% tags=["hide-input"]
+run_table.assign(mix=run_table["mix"].map(runs.METHODS)).style.format(
+    {name: "{:.2f}" for name in ("images/s / bare", "memory / bare", "waits for images")}
+    | {"peak MB": "{:,.0f}"},
+    na_rep="–",
+).hide(axis="index")
 
 # %% [markdown]
 # ## Before the step: images

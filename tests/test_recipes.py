@@ -254,10 +254,12 @@ def test_compared_settings_are_those_that_validation_chose():
     assert not best
 
 
-def test_emojis_proxy_anchor_has_what_validation_chose():
-    trials = runs.load(dataset="emoji", loss="proxy_anchor", profile="paper", folds=4)
+@pytest.mark.parametrize("name", ["emoji", "glyphs"])
+def test_proxy_anchor_has_what_validation_chose(name):
+    trials = runs.load(dataset=name, loss="proxy_anchor", profile="paper", folds=4)
+    trials = trials[trials["tag"].str.startswith(f"{name}.")]
     best = trials.loc[trials["recall_at_1"].idxmax()]
-    compared = [runs.configure(*job) for job in sweep.expand(runs.RECIPES / "grid-emoji.yaml")]
+    compared = [runs.configure(*job) for job in sweep.expand(runs.RECIPES / f"grid-{name}.yaml")]
     for config in compared:
         if config.loss == "proxy_anchor":
             for field in ("loss_options", "proxy_lr_factor", "lr", "warmup"):

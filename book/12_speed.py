@@ -115,7 +115,8 @@ for name, value in {
 # what the same timm model reaches with a bare forward and backward of a batch that lies
 # ready; peak memory beside its, where CUDA counts it; and the share of a step that is
 # spent waiting for images (`benchmarks/training.py`, which takes a GPU where there is
-# one; without, a step waits for all that its one thread does for images):
+# one; without, a step waits for all that its one thread does for images; a few hundredths
+# either way are noise):
 
 # %% tags=["hide-input"]
 run_table.assign(mix=run_table["mix"].map(runs.METHODS)).style.format(

@@ -335,8 +335,8 @@ def _show(axis, image) -> None:
 
 
 def learning_curves(history, methods: dict, metric: str = "recall_at_1"):
-    """A metric by epoch, a panel a loss and a line a method: the mean over seeds, and their range
-    as a band.
+    """A metric by epoch, a panel a loss, each with its own axis, and a line a method: the mean over
+    seeds, and their range as a band.
 
     Args:
         history: rows of epochs with `loss`, `mix`, `seed`, `epoch` and the metric,
@@ -351,7 +351,7 @@ def learning_curves(history, methods: dict, metric: str = "recall_at_1"):
     tested = history.dropna(subset=metric)
     losses = sorted(tested["loss"].unique())
     size = SIZE["medium" if len(losses) == 1 else "wide"]
-    figure, axes = _subplots(1, len(losses), figsize=size, sharey=True, squeeze=False)
+    figure, axes = _subplots(1, len(losses), figsize=size, squeeze=False)
     for axis, loss in zip(axes[0], losses, strict=True):
         axis.set(xlabel="epoch", title=loss.replace("_", " "))
         of_loss = tested[tested["loss"] == loss]
@@ -365,6 +365,7 @@ def learning_curves(history, methods: dict, metric: str = "recall_at_1"):
     name = metric.replace("_at_", "@").replace("_", " ").capitalize()
     axes[0, 0].set_ylabel(f"{name} (%)")
     lines = {line.get_label(): line for axis in axes[0] for line in axis.lines}
+    lines = {label: lines[label] for label in methods.values() if label in lines}
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines))
     return figure
 

@@ -354,6 +354,7 @@ def learning_curves(history, methods: dict, metric: str = "recall_at_1"):
     figure, axes = _subplots(1, len(losses), figsize=size, squeeze=False)
     for axis, loss in zip(axes[0], losses, strict=True):
         axis.set(xlabel="epoch", title=loss.replace("_", " "))
+        axis.xaxis.get_major_locator().set_params(integer=True)
         of_loss = tested[tested["loss"] == loss]
         for mix, label in methods.items():
             rows = of_loss[of_loss["mix"] == mix]

@@ -52,7 +52,8 @@ def bare(config: train.Config, images: torch.Tensor, device: torch.device, steps
 
 
 def training(config: train.Config, sets: data.Sets, device: torch.device, steps: int, crop: int):
-    """`steps` steps of `train.steps`: on one batch that lies ready, and fed by the loader."""
+    """A batch's images, and two calls of `steps` steps of `train.steps`: on that batch, which lies
+    ready, and fed by the loader."""
     parts = train.build(config, sets, device)
     loader = data.loader(
         sets.train,

@@ -207,7 +207,11 @@ def summary(
     for metric in metrics:
         columns[metric] = 100 * groups[metric].mean()
         columns[f"{metric}_std"] = 100 * groups[metric].std()
-    rows = pd.DataFrame(columns).reset_index()
+    return _ordered(pd.DataFrame(columns).reset_index(), by)
+
+
+def _ordered(rows: pd.DataFrame, by) -> pd.DataFrame:
+    """Rows by these settings, mixes in the order of `METHODS`."""
     order = list(METHODS).index
     rows = rows.sort_values(
         list(by), key=lambda column: column.map(order) if column.name == "mix" else column
@@ -272,14 +276,8 @@ def tested(rows: pd.DataFrame) -> pd.DataFrame:
 def named(rows: pd.DataFrame) -> pd.DataFrame:
     """`gains` with two more columns, `group` (the loss) and `label` (the method), in their order:
     what `dml.plot.forest` and `verdict` show."""
-    order = list(METHODS).index
-    rows = rows.sort_values(
-        ["loss", "mix"], key=lambda column: column.map(order) if column.name == "mix" else column
-    )
-    labels = rows["mix"].map(METHODS)
-    return rows.assign(group=rows["loss"].str.replace("_", " "), label=labels).reset_index(
-        drop=True
-    )
+    rows = _ordered(rows, ("loss", "mix"))
+    return rows.assign(group=rows["loss"].str.replace("_", " "), label=rows["mix"].map(METHODS))
 
 
 def verdict(rows: pd.DataFrame) -> str:

@@ -1,57 +1,112 @@
-"""The state of a run in a file, whole or not at all: stopping is safe (book/06_training)."""
+"""The state of a run in a folder, whole or not at all: stopping is safe (book/06_training).
+
+Accelerate writes and reads what the next epoch depends on: weights, optimiser, schedule, scaler and
+random numbers. Here is what it leaves open: a folder that is whole or not there, one before it that
+takes its place where it is damaged, and a run that is continued as no other.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from accelerate import PartialState
+from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
+from accelerate.utils import load as read
+
+if TYPE_CHECKING:
+    from dml.train import Config, Parts
+
+RUN = "run.bin"  # beside Accelerate's files: what is this project's own
 
 
-def save(path: Path, state: dict) -> None:
-    """Write a state, and keep the one that was there as `previous`.
+def save(path: Path, config: Config, parts: Parts, history: list[dict]) -> None:
+    """Write the state after an epoch to the folder `path`, and keep the one before as `previous`.
 
     Raises:
         OSError: it could not be written; what was there is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed in the middle
+    partial.mkdir(parents=True)
     try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+        save_accelerator_state(
+            *(partial, [parts.network.state_dict(), parts.criterion.state_dict()]),
+            *([parts.optimizer], [parts.schedule], []),
+            *(0, len(history), parts.scaler),
+            safe_serialization=False,  # torch's files have a checksum, safetensors' have none
+        )
+        run = {"config": dataclasses.asdict(config), "history": history}
+        run |= {"mixing": parts.rng.bit_generator.state}
+        run["files"] = sorted(file.name for file in partial.iterdir())
+        torch.save(run, partial / RUN)
+        for file in partial.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
     except (OSError, RuntimeError) as error:  # torch's own is a RuntimeError
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(partial)
         raise OSError(
             f"{path} could not be written, is the disk full? The same command will go on from the "
             f"one before it ({error})"
         ) from error
     if path.exists():
+        shutil.rmtree(previous(path), ignore_errors=True)
         path.replace(previous(path))
-    partial.replace(path)  # atomic: a reader sees a whole state at every moment
+    partial.replace(path)  # at every moment one of the two is whole
 
 
 def previous(path: Path) -> Path:
     """The checkpoint before the one at `path`, which is kept in case that one is damaged."""
-    return path.with_suffix(".previous.pt")
+    return path.with_suffix(".previous")
 
 
-def load(path: Path, device: torch.device) -> dict | None:
-    """The newest state at `path` that is whole, or None where there is none: a run starts anew.
+def load(path: Path, config: Config, parts: Parts) -> list[dict]:
+    """Bring `parts` to the newest state at `path` that is whole; the history of its epochs.
+
+    Returns:
+        An empty list where there is no such state: the run starts anew, with `parts` as they are.
+
+    Raises:
+        ValueError: it is of a run with another configuration, with what differs.
 
     Warns:
         UserWarning: a checkpoint that is damaged.
     """
-    for file in filter(Path.exists, (path, previous(path))):
+    for folder in filter(Path.exists, (path, previous(path))):
+        if culprit := _damage(folder):
+            warnings.warn(f"{folder} is damaged ({culprit}): going on from before", stacklevel=3)
+            continue
+        run, ours = read(folder / RUN), dataclasses.asdict(config)
+        if other := [key for key in ours if run["config"].get(key) != ours[key]]:
+            raise ValueError(
+                f"the checkpoint of {config.id} is of a run with another {', '.join(other)}: "
+                "remove it or give this run a tag"
+            )
+        PartialState()  # Accelerate's log asks which process it is
+        load_accelerator_state(
+            *(folder, [parts.network, parts.criterion], [parts.optimizer], [parts.schedule], []),
+            *(0, parts.scaler),  # every process is a replica of the first, which wrote
+        )
+        parts.rng.bit_generator.state = run["mixing"]
+        return run["history"]
+    return []
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, by the checksums of its files: torch.load does not look."""
+
+    def culprit(name: str) -> str | None:
         try:
-            with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
-                culprit = archive.testzip()
-            if culprit is None:
-                return torch.load(file, map_location=device, weights_only=True)
-        except zipfile.BadZipFile as error:
-            culprit = error
-        warnings.warn(f"{file} is damaged ({culprit}): going on from before it", stacklevel=3)
-    return None
+            with zipfile.ZipFile(folder / name) as archive:
+                part = archive.testzip()
+        except (zipfile.BadZipFile, FileNotFoundError) as error:
+            part = error
+        return f"{name}: {part}" if part else None
+
+    return culprit(RUN) or next(filter(None, map(culprit, read(folder / RUN)["files"])), None)

@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -45,13 +46,13 @@ def folder(run_id: str) -> Path:
 
 def checkpoint(run_id: str) -> Path:
     """The state that a stopped run continues from."""
-    return folder(run_id) / "checkpoint.pt"
+    return folder(run_id) / "checkpoint"
 
 
 def drop_checkpoints(run_id: str) -> None:
     """Remove the state of a stopped run, and what a kill left half-written of it."""
     for path in folder(run_id).glob("checkpoint*"):
-        path.unlink()
+        shutil.rmtree(path)
 
 
 # -- Records --

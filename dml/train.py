@@ -376,6 +376,7 @@ def launch(config: Config, sets: data.Sets, checkpoint: Path) -> tuple[Parts, di
 
 
 def _replica(config: Config, sets: data.Sets, checkpoint: Path) -> None:
+    PartialState._reset_state()  # a fork has its parent's, who was alone
     PartialState(cpu=config.device == "cpu")  # joins the processes; the GPU of its number is "cuda"
     fit(config, sets, checkpoint)
     dist.destroy_process_group()
@@ -390,7 +391,7 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
     Args:
         config: the run.
         sets: from `load`.
-        checkpoint: a file that is written after each epoch and continued from where it exists, or
+        checkpoint: a folder that is written after each epoch and continued from where it exists, or
             from the one before it where it is damaged; None keeps none. The folder `tensorboard`
             beside it shows the run while it goes on.
 
@@ -411,9 +412,7 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
         workers=config.workers,
         seed=config.seed,
     )
-    history: list[dict] = []
-    if checkpoint is not None and (state := checkpoints.load(checkpoint, device)):
-        history = _resume(state, config, parts, device)
+    history = checkpoints.load(checkpoint, config, parts) if checkpoint is not None else []
     writes = checkpoint is not None and parallel.is_first() and len(history) < config.epochs
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -456,7 +455,7 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
             history.append(row)
             if writes:
                 _show(board, row, [loss for loss, _ in results], epoch * len(batches))
-                checkpoints.save(checkpoint, _state(config, parts, history, device))
+                checkpoints.save(checkpoint, config, parts, history)
     return parts, _summary(config, history, device)
 
 
@@ -514,34 +513,3 @@ def pick_device(name: str) -> torch.device:
             f"device={name!r}: this machine has no CUDA device; 'auto' or 'cpu' will do"
         )
     return device
-
-
-# -- Stopping is safe: everything that the next epoch depends on
-
-_STATEFUL = ("network", "criterion", "optimizer", "schedule", "scaler")
-
-
-def _state(config: Config, parts: Parts, history: list[dict], device: torch.device) -> dict:
-    state = {name: getattr(parts, name).state_dict() for name in _STATEFUL}
-    state |= {"config": dataclasses.asdict(config), "history": history}
-    state |= {"torch": torch.get_rng_state(), "mixing": parts.rng.bit_generator.state}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _resume(state: dict, config: Config, parts: Parts, device: torch.device) -> list[dict]:
-    ours = dataclasses.asdict(config)
-    other = [key for key in ours if state["config"].get(key) != ours[key]]
-    if other:
-        raise ValueError(
-            f"the checkpoint of {config.id} is of a run with another {', '.join(other)}: remove "
-            "it or give this run a tag"
-        )
-    for name in _STATEFUL:
-        getattr(parts, name).load_state_dict(state[name])
-    torch.set_rng_state(state["torch"].cpu())
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-    parts.rng.bit_generator.state = state["mixing"]
-    return state["history"]

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from tqdm import tqdm
 
-from dml import data, losses, mixup, runs, train
+from dml import checkpoints, data, losses, mixup, runs, train
 
 WORLD, B, D, C = 2, 12, 6, 4
 
@@ -112,11 +113,28 @@ def test_a_notebook_starts_the_processes(tmp_path, monkeypatch):
     assert len(list(board.iterdir())) == 1, "the first process alone writes"
 
 
+def test_stopped_processes_end_as_if_they_had_not_been_stopped(tmp_path, monkeypatch):
+    settings, sets = train.Config(**SETTINGS | {"epochs": 2}), data.load("digits")
+    _, whole = train.launch(settings, sets, tmp_path / "whole" / "checkpoint")
+    save = checkpoints.save
+
+    def once(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(ChildFailedError):
+        patch.setattr(checkpoints, "save", once)
+        train.launch(settings, sets, tmp_path / "checkpoint")
+    _, continued = train.launch(settings, sets, tmp_path / "checkpoint")
+    assert continued["metrics"] == whole["metrics"]
+    assert [row["loss"] for row in continued["history"]] == [r["loss"] for r in whole["history"]]
+
+
 def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     settings = train.Config(**SETTINGS | {"device": "auto"})
     with pytest.raises(ValueError, match="processes=2: this machine has 1 GPUs"):
-        train.launch(settings, data.load("digits"), tmp_path / "checkpoint.pt")
+        train.launch(settings, data.load("digits"), tmp_path / "checkpoint")
 
 
 def test_a_group_of_another_size_is_refused(tmp_path):

@@ -38,7 +38,7 @@ OUTCOME = {
 def test_a_record_reads_back_as_it_was_written_and_drops_the_checkpoint():
     config = train.Config(**TINY)
     runs.folder(config.id).mkdir(parents=True)
-    runs.checkpoint(config.id).write_bytes(b"state")
+    runs.checkpoint(config.id).mkdir()
     record = runs.write(config, OUTCOME)
     assert record == runs.read(runs.folder(config.id) / "record.json") == runs.finished(config)
     assert record["metrics"] == OUTCOME["metrics"] and record["versions"]["torch"]

@@ -75,39 +75,52 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(sets, mix):
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(sets, loss, tmp_path):
     whole = config(loss=loss, mix="feature", epochs=3)
     expected = measured(train.fit(whole, sets)[1])
-    stop_after(2, whole, sets, tmp_path / "checkpoint.pt")
+    stop_after(2, whole, sets, tmp_path / "checkpoint")
     torch.manual_seed(99)  # whatever the process did in between
-    assert measured(train.fit(whole, sets, tmp_path / "checkpoint.pt")[1]) == expected
+    assert measured(train.fit(whole, sets, tmp_path / "checkpoint")[1]) == expected
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_what_differs(sets, tmp_path):
-    train.fit(config(epochs=1), sets, tmp_path / "checkpoint.pt")
+    train.fit(config(epochs=1), sets, tmp_path / "checkpoint")
     with pytest.raises(ValueError, match="another lr"):
-        train.fit(config(epochs=1, lr=1e-4), sets, tmp_path / "checkpoint.pt")
+        train.fit(config(epochs=1, lr=1e-4), sets, tmp_path / "checkpoint")
 
 
-def damage(path, how):
-    content = bytearray(path.read_bytes())
+def damage(file, how):
+    content = bytearray(file.read_bytes())
     if how == "cut short":
         content = content[: len(content) // 2]
     elif how == "empty":
         content = b""
-    else:  # one bit, in the middle of the weights
+    else:  # one bit, in the middle
         content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    file.write_bytes(content)
+    if how == "missing":
+        file.unlink()
 
 
-@pytest.mark.parametrize("how", ["cut short", "empty", "one bit"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "optimizer.bin", "run.bin"])
+@pytest.mark.parametrize("how", ["cut short", "empty", "one bit", "missing"])
 @pytest.mark.parametrize("both", [False, True], ids=["the last", "both"])
-def test_of_damaged_checkpoints_the_newest_whole_one_is_gone_on_from(sets, tmp_path, how, both):
-    settings, path = config(epochs=4, mix="none"), tmp_path / "checkpoint.pt"
+def test_of_damaged_checkpoints_the_newest_whole_one_is_gone_on_from(
+    sets, tmp_path, how, both, name
+):
+    settings, path = config(epochs=4, mix="none"), tmp_path / "checkpoint"
     expected = measured(train.fit(settings, sets)[1])
     stop_after(3, settings, sets, path)
-    for file in (path, checkpoints.previous(path))[: 1 + both]:
-        damage(file, how)
-    with pytest.warns(UserWarning, match=r"checkpoint.*pt is damaged"):
+    for folder in (path, checkpoints.previous(path))[: 1 + both]:
+        damage(folder / name, how)
+    with pytest.warns(UserWarning, match=rf"checkpoint\S* is damaged \({name}"):
         outcome = train.fit(settings, sets, path)[1]
     assert measured(outcome) == expected
+
+
+def test_a_run_killed_between_two_renames_goes_on_from_the_one_before(sets, tmp_path):
+    settings, path = config(epochs=3, mix="none"), tmp_path / "checkpoint"
+    expected = measured(train.fit(settings, sets)[1])
+    stop_after(2, settings, sets, path)
+    path.replace(path.with_suffix(".partial"))
+    assert measured(train.fit(settings, sets, path)[1]) == expected
 
 
 def run(settings, folder):
@@ -171,14 +184,14 @@ def test_a_full_disk_is_named_and_loses_one_epoch(sets, tmp_path, monkeypatch):
     process.join()
     assert "could not be written, is the disk full?" in (tmp_path / "error").read_text()
     left = {path.name for path in checkpoint.parent.glob("checkpoint*")}
-    assert left == {"checkpoint.pt", "checkpoint.previous.pt"}
+    assert left == {"checkpoint", "checkpoint.previous"}
     assert measured(train.fit(settings, sets, checkpoint)[1]) == expected
 
 
 def test_tensorboard_shows_every_step_and_epoch_of_a_run_that_was_continued(sets, tmp_path):
     settings = config(epochs=3, eval_every=1)
-    stop_after(2, settings, sets, tmp_path / "checkpoint.pt")
-    _, outcome = train.fit(settings, sets, tmp_path / "checkpoint.pt")
+    stop_after(2, settings, sets, tmp_path / "checkpoint")
+    _, outcome = train.fit(settings, sets, tmp_path / "checkpoint")
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     steps = [event.step for event in board.Scalars("step/loss")]
     assert steps == list(range(3 * (len(sets.train) // settings.batch_size)))
@@ -274,8 +287,8 @@ def test_in_warmup_the_head_and_the_proxies_learn_alone(sets):
 def test_a_run_stopped_in_warmup_ends_as_if_it_had_not_been_stopped(sets, tmp_path):
     settings = config(warmup=2, epochs=4, mix="none")
     expected = measured(train.fit(settings, sets)[1])
-    stop_after(2, settings, sets, tmp_path / "checkpoint.pt")
-    assert measured(train.fit(settings, sets, tmp_path / "checkpoint.pt")[1]) == expected
+    stop_after(2, settings, sets, tmp_path / "checkpoint")
+    assert measured(train.fit(settings, sets, tmp_path / "checkpoint")[1]) == expected
 
 
 def test_the_step_schedule_is_torchs(sets):

@@ -40,6 +40,7 @@ seed: int = 0  # of the random numbers below
 lam: float = 0.3  # lambda of the worked examples
 dataset: str = "glyphs"  # of the comparison
 tag: str = "methods"  # of its runs
+wider: str = "methods32"  # tag of the same runs on larger images
 folds: int = 4  # in which the training classes were divided to choose settings
 metric: str = "recall_at_1"  # by which methods are compared
 
@@ -287,6 +288,42 @@ glue("methods-verdict", runs.verdict(several), display=False)
 Markdown(runs.markdown(runs.summary(table)) if len(table) else "No runs yet.")
 
 # %% [markdown]
+# ## On images of twice the width
+#
+# Is this a matter of small images? The same methods, with the settings chosen above, at
+# {glue:text}`size-wider` pixels in place of {glue:text}`size`
+# (`book/recipes/grid-methods-32.yaml`):
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The comparison again on images of twice the width: what each method adds to the baseline of the same seed and loss, as above.", "name": "fig-methods-wider"}, "image": {"alt": "A forest plot: a point and an interval for each mixing method, in a group for each loss, around a vertical line at no difference; or the words no runs yet."}}
+larger = runs.load(dataset=dataset, tag=wider, profile="paper", folds=0)
+larger_gains = runs.named(runs.gains(larger, metric))
+plot.forest(larger_gains)
+
+# %% tags=["hide-input"]
+larger_several = runs.tested(larger_gains)
+larger_several[shown].style.format(precision=2).format("{:.3f}", subset=["p", "holm"]).hide(
+    axis="index"
+)
+
+# %% tags=["remove-cell"]
+glue("wider-verdict", runs.verdict(larger_several), display=False)
+both = several.merge(larger_several, on=["loss", "mix"], suffixes=("", "_wider"))
+related = both[["mean", "mean_wider"]].corr(method="spearman").iloc[0, 1]
+glue("wider-order", f"{related:+.2f}", display=False)
+for name, of in {"": table, "-wider": larger}.items():
+    options = of["dataset_options"].iloc[0] if len(of) else {}
+    glue(f"size{name}", options.get("size"), display=False)
+    baselines = 100 * of[of["mix"] == "none"].groupby("loss")[metric].mean()
+    words = ", ".join(f"{key.replace('_', ' ')} {value:.1f}" for key, value in baselines.items())
+    glue(f"baselines{name}", words, display=False)
+
+# %% [markdown]
+# {glue:text}`wider-verdict` The baselines' own Recall@1, in per cent, went from
+# {glue:text}`baselines` to {glue:text}`baselines-wider`. The rank correlation of the
+# mean differences at the two sizes, over losses and methods, is
+# {glue:text}`wider-order`: near one, the order of the methods would be a property of
+# the methods; near zero, it is noise or a matter of size.
+#
 # ## What the paper compares
 #
 # The authors of Metrix compare i-Mix with their input mixup and MoCHi with their

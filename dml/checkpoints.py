@@ -7,50 +7,50 @@ takes its place where it is damaged, and a run that is continued as no other.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import warnings
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
 from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
 from accelerate.utils import load as read
 
-if TYPE_CHECKING:
-    from dml.train import Config, Parts
-
 RUN = "run.bin"  # beside Accelerate's files: what is this project's own
 
 
-def save(path: Path, config: Config, parts: Parts, history: list[dict]) -> None:
+def save(path: Path, config: dict, parts, history: list[dict]) -> None:
     """Write the state after an epoch to the folder `path`, and keep the one before as `previous`.
+
+    Args:
+        path: the folder.
+        config: every setting of the run, by its name.
+        parts: `dml.train.Parts`, what the run trains.
+        history: of each epoch, what a record holds of it.
 
     Raises:
         OSError: it could not be written; what was there is as it was.
     """
     partial = path.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed in the middle
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         save_accelerator_state(
             *(partial, [parts.network.state_dict(), parts.criterion.state_dict()]),
             *([parts.optimizer], [parts.schedule], []),
             *(0, len(history), parts.scaler),
             safe_serialization=False,  # torch's files have a checksum, safetensors' have none
         )
-        run = {"config": dataclasses.asdict(config), "history": history}
-        run |= {"mixing": parts.rng.bit_generator.state}
+        run = {"config": config, "history": history, "mixing": parts.rng.bit_generator.state}
         run["files"] = sorted(file.name for file in partial.iterdir())
         torch.save(run, partial / RUN)
         for file in partial.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
     except (OSError, RuntimeError) as error:  # torch's own is a RuntimeError
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
             f"{path} could not be written, is the disk full? The same command will go on from the "
             f"one before it ({error})"
@@ -66,11 +66,11 @@ def previous(path: Path) -> Path:
     return path.with_suffix(".previous")
 
 
-def load(path: Path, config: Config, parts: Parts) -> list[dict]:
+def load(path: Path, config: dict, parts) -> list[dict]:
     """Bring `parts` to the newest state at `path` that is whole; the history of its epochs.
 
-    Returns:
-        An empty list where there is no such state: the run starts anew, with `parts` as they are.
+    Args, returns: as `save` had them; an empty history where there is no such state, and the run
+    starts anew, with `parts` as they are.
 
     Raises:
         ValueError: it is of a run with another configuration, with what differs.
@@ -82,11 +82,11 @@ def load(path: Path, config: Config, parts: Parts) -> list[dict]:
         if culprit := _damage(folder):
             warnings.warn(f"{folder} is damaged ({culprit}): going on from before", stacklevel=3)
             continue
-        run, ours = read(folder / RUN), dataclasses.asdict(config)
-        if other := [key for key in ours if run["config"].get(key) != ours[key]]:
+        run = read(folder / RUN)
+        if other := [key for key in config if run["config"].get(key) != config[key]]:
             raise ValueError(
-                f"the checkpoint of {config.id} is of a run with another {', '.join(other)}: "
-                "remove it or give this run a tag"
+                f"{folder} is of a run with another {', '.join(other)}: remove it or give this run "
+                "a tag"
             )
         PartialState()  # Accelerate's log asks which process it is
         load_accelerator_state(

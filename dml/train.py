@@ -412,7 +412,9 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
         workers=config.workers,
         seed=config.seed,
     )
-    history = checkpoints.load(checkpoint, config, parts) if checkpoint is not None else []
+    settings, history = dataclasses.asdict(config), []
+    if checkpoint is not None:
+        history = checkpoints.load(checkpoint, settings, parts)
     writes = checkpoint is not None and parallel.is_first() and len(history) < config.epochs
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -455,7 +457,7 @@ def fit(config: Config, sets: data.Sets, checkpoint: Path | None = None) -> tupl
             history.append(row)
             if writes:
                 _show(board, row, [loss for loss, _ in results], epoch * len(batches))
-                checkpoints.save(checkpoint, config, parts, history)
+                checkpoints.save(checkpoint, settings, parts, history)
     return parts, _summary(config, history, device)
 
 

@@ -134,7 +134,9 @@ Code(inspect.getsource(train.model.EmbeddingModel.mixer), language="python")
 # ## The run
 #
 # A run that has a record is not run again; one that was stopped continues after its
-# last whole epoch. The record is written at the end, whole or not at all. Meanwhile
+# last whole epoch, and ends as if it had not been stopped: after each, Accelerate
+# writes weights, optimiser and random numbers (`dml/checkpoints.py`). The record is
+# written at the end, whole or not at all. Meanwhile
 # `tensorboard --logdir results/runs` shows the loss of every step. With `processes=2`
 # Accelerate starts as many replicas, one a GPU where there are GPUs: each passes its
 # share of the batch through the backbone and sees the features of all, so that the loss

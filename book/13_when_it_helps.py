@@ -30,6 +30,7 @@ loss: str = "multi_similarity"  # with which
 mix: str = "embed"  # what is compared with the baseline
 tag: str = "when"  # of these runs
 middle: str = "methods"  # tag of the runs in the middle of every factor
+wider: str = "methods32"  # tag of the same at larger images
 fine_tuned: str = "emoji"  # the data set that starts from ImageNet weights
 metric: str = "recall_at_1"  # what is compared
 
@@ -40,10 +41,11 @@ metric: str = "recall_at_1"  # what is compared
 # them to train on, {glue:text}`size` pixels, {glue:text}`epochs` epochs,
 # {glue:text}`embedding_size` dimensions, {glue:text}`images_per_class` images a class in
 # a batch, no augmentation. Each seed divides the classes anew. The runs are those of
-# `book/recipes/grid-when.yaml`.
+# `book/recipes/grid-when.yaml`, and of `grid-methods-32.yaml` for larger images.
 
 # %% tags=["hide-input"]
 NAMES = {
+    "size": ("pixels", "{}"),
     "classes": ("classes", "{}"),
     "epochs": ("epochs", "{}"),
     "distortion": ("distortion of images", "times {}"),
@@ -54,6 +56,9 @@ NAMES = {
 }
 where = {"dataset": dataset, "loss": loss, "mix": ["none", mix], "profile": "paper", "folds": 0}
 table = runs.load(**where)
+larger = table["tag"] == wider
+pixels = table.loc[larger, "dataset_options"].map(lambda options: options["size"])
+table.loc[larger, "tag"] = f"{tag}.size=" + pixels.astype(str)
 table = table[(table["tag"] == middle) | (table["tag"].str.split(".").str[0] == tag)]
 gains = pd.concat(
     runs.gains(of, metric).assign(tag=name) for name, of in table.groupby("tag", sort=False)

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import shlex
 from pathlib import Path
 
@@ -252,6 +253,17 @@ def test_compared_settings_are_those_that_validation_chose():
             name, value = tag.removeprefix("methods.").split("=")
             assert getattr(config, fields[name]) == float(value), config.id
     assert not best
+
+
+def test_larger_images_are_compared_with_the_settings_of_the_small_ones():
+    small, large = (
+        {(c.loss, c.mix, c.seed): c for c in (runs.configure(*job) for job in sweep.expand(path))}
+        for path in (runs.RECIPES / "grid-methods.yaml", runs.RECIPES / "grid-methods-32.yaml")
+    )
+    for key, config in large.items():
+        of = {"tag": "methods", "space": True}
+        of["dataset_options"] = config.dataset_options | {"size": 16}
+        assert dataclasses.replace(config, **of) == small[key]
 
 
 @pytest.mark.parametrize("name", ["emoji", "glyphs"])

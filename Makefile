@@ -37,7 +37,7 @@ sweep: .venv/.installed ## a grid of runs: GRID=book/recipes/grid-glyphs.yaml ON
 
 results: .venv/.installed ## make tables and figures anew from the records in results/
 	$(BIN)/python -m pytest tests/test_parity.py --parity results/parity.csv
-	$(BIN)/python -m dml.runs results
+	$(BIN)/python -m dml.report
 
 # glibc keeps freed memory: fresh pages would cost a large batch more than its share
 bench: export MALLOC_TRIM_THRESHOLD_ = 17179869184

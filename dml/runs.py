@@ -327,42 +327,6 @@ def headline() -> pd.DataFrame:
     return summary(load(profile="paper", tag="", folds=0))
 
 
-def write_results() -> list[Path]:
-    """Make everything anew that is made from the records: results/summary.csv and
-    results/mbdml.csv, the table in README.md, and the figures that it shows. Returns what was
-    written."""
-    from dml import classification, data, plot  # not for reading a record
-
-    rows = headline()
-    table, readme, figures = results() / "summary.csv", ROOT / "README.md", results() / "figures"
-    figures.mkdir(exist_ok=True)
-    rows.round(3).to_csv(table, index=False)
-    few_labels = results() / "mbdml.csv"
-    classification.results().round(3).to_csv(few_labels)
-    readme.write_text(with_table(readme.read_text(), markdown(rows)))
-    plot.use_style()
-    unseen = data.load("glyphs").query
-    sample = range(0, len(unseen.classes), len(unseen.classes) // 6)[:6]
-    drawn = {unseen.classes[c]: unseen.images[unseen.labels == c] for c in sample}
-    curves = history(load(dataset="glyphs", profile="paper", tag="", folds=0))
-    written = {
-        figures / "glyphs.svg": plot.class_grid(drawn),
-        figures / "curves.svg": plot.learning_curves(curves, METHODS),
-    }
-    for path, figure in written.items():
-        figure.savefig(path, metadata={"Date": None})
-    return [table, few_labels, readme, *written]
-
-
-def with_table(text: str, table: str) -> str:
-    """The text with what stands between its two table markers replaced."""
-    start, end = "<!-- table: results -->", "<!-- end of table -->"
-    if start not in text or end not in text:
-        raise ValueError(f"README.md lacks the markers {start} and {end}")
-    before, after = text.split(start)[0], text.split(end)[1]
-    return f"{before}{start}\n\n{table}\n\n{end}{after}"
-
-
 def _columns() -> list[str]:
     return [
         "id",
@@ -482,7 +446,7 @@ def _relative(path: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line behind `make run` and `make results`."""
+    """The command line behind `make run`."""
     parser = argparse.ArgumentParser(prog="python -m dml.runs", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="make one run, unless it is finished")
@@ -491,12 +455,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters, values in YAML"
     )
     run.add_argument("--force", action="store_true", help="make it again")
-    verbs.add_parser("results", help="make the tables and figures of the records anew")
     given = parser.parse_args(arguments)
     os.chdir(ROOT)
-    if given.verb == "results":
-        print(*(path.relative_to(ROOT) for path in write_results()), sep="\n")
-        return
     pairs = [text.partition("=") for text in given.set]
     wrong = [name for name, equals, _ in pairs if not equals]
     if wrong:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dml import runs
+from dml import report, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,7 +24,12 @@ def shell_lines() -> list[str]:
 
 
 def test_the_table_is_made_from_the_records():
-    assert runs.with_table(README, runs.markdown(runs.headline())) == README, "make results"
+    assert report.with_table(README, runs.markdown(runs.headline())) == README, "make results"
+
+
+def test_a_readme_without_a_place_for_the_table_is_refused():
+    with pytest.raises(ValueError, match="lacks the markers <!-- table: results -->"):
+        report.with_table("# A title", "")
 
 
 def test_every_link_and_image_leads_somewhere():

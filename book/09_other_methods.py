@@ -349,9 +349,10 @@ beside.style.format("{:.1f}", na_rep="no run yet")
 # The methods answer two questions, and one module of a few hundred lines holds them
 # all: i-Mix, IDML and plain mixup interpolate the loss, which is Metrix's label where
 # the loss is linear; MoCHi is Metrix's pairs with label 0; Embedding Expansion is
-# mining; Proxy Synthesis is a larger problem. {glue:text}`methods-verdict` This is a
-# small network on drawings, from random weights, far from the papers' setting, and the
-# hyper-parameters were chosen between two values each.
+# mining; Proxy Synthesis is a larger problem. {glue:text}`methods-verdict` On images of
+# twice the width: {glue:text}`wider-verdict` This is a small network
+# on drawings, from random weights, far from the papers' setting, and the
+# hyper-parameters were chosen between two values each, on the smaller images.
 #
 # ## Exercises
 #

@@ -11,9 +11,9 @@
 # # At this size, embedding mixup did not pay
 #
 # Should you mix? By the end of this page you will know on what the answer depended
-# here: the number of classes, the length of training, how hard the images are, the
-# width of the embedding, and pretraining. Each is varied alone, with a baseline of its
-# own, so that a difference is the mixing and nothing else.
+# here: the size of the images and how hard they are, the number of classes, the length
+# of training, the width of the embedding, and pretraining. Each is varied alone, with a
+# baseline of its own, so that a difference is the mixing and nothing else.
 
 # %% tags=["remove-cell"]
 import pandas as pd

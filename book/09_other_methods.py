@@ -288,13 +288,13 @@ glue("methods-verdict", runs.verdict(several), display=False)
 Markdown(runs.markdown(runs.summary(table)) if len(table) else "No runs yet.")
 
 # %% [markdown]
-# ## On images of twice the width
+# ## On larger images
 #
 # Is this a matter of small images? The same methods, with the settings chosen above, at
 # {glue:text}`size-wider` pixels in place of {glue:text}`size`
 # (`book/recipes/grid-methods-32.yaml`):
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The comparison again on images of twice the width: what each method adds to the baseline of the same seed and loss, as above.", "name": "fig-methods-wider"}, "image": {"alt": "A forest plot: a point and an interval for each mixing method, in a group for each loss, around a vertical line at no difference; or the words no runs yet."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The comparison again on larger images: what each method adds to the baseline of the same seed and loss, as above.", "name": "fig-methods-wider"}, "image": {"alt": "A forest plot: a point and an interval for each mixing method, in a group for each loss, around a vertical line at no difference; or the words no runs yet."}}
 larger = runs.load(dataset=dataset, tag=wider, profile="paper", folds=0)
 larger_gains = runs.named(runs.gains(larger, metric))
 plot.forest(larger_gains)
@@ -349,10 +349,10 @@ beside.style.format("{:.1f}", na_rep="no run yet")
 # The methods answer two questions, and one module of a few hundred lines holds them
 # all: i-Mix, IDML and plain mixup interpolate the loss, which is Metrix's label where
 # the loss is linear; MoCHi is Metrix's pairs with label 0; Embedding Expansion is
-# mining; Proxy Synthesis is a larger problem. {glue:text}`methods-verdict` On images of
-# twice the width: {glue:text}`wider-verdict` This is a small network
-# on drawings, from random weights, far from the papers' setting, and the
-# hyper-parameters were chosen between two values each, on the smaller images.
+# mining; Proxy Synthesis is a larger problem. {glue:text}`methods-verdict` On larger
+# images: {glue:text}`wider-verdict` This is a small network on drawings, from random
+# weights, far from the papers' setting, and the hyper-parameters were chosen between
+# two values each, on the smaller images.
 #
 # ## Exercises
 #

@@ -51,7 +51,7 @@ def checkpoint(run_id: str) -> Path:
 
 def drop_checkpoints(run_id: str) -> None:
     """Remove the state of a stopped run, and what a kill left half-written of it."""
-    for path in folder(run_id).glob("checkpoint*"):
+    for path in folder(run_id).glob("checkpoint*/"):  # folders
         shutil.rmtree(path)
 
 

@@ -43,6 +43,9 @@ def test_a_record_reads_back_as_it_was_written_and_drops_the_checkpoint():
     assert record == runs.read(runs.folder(config.id) / "record.json") == runs.finished(config)
     assert record["metrics"] == OUTCOME["metrics"] and record["versions"]["torch"]
     assert not runs.checkpoint(config.id).exists()
+    (runs.folder(config.id) / "checkpoint.pt").touch()  # a file is not one, and stops nothing
+    runs.drop_checkpoints(config.id)
+    (runs.folder(config.id) / "checkpoint.pt").unlink()
     assert [path.name for path in runs.folder(config.id).iterdir()] == ["record.json"]
 
 
